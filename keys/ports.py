@@ -100,3 +100,15 @@ class Clock(Protocol):
     def __call__(self) -> float:
         """Return now."""
         ...
+
+
+class Signer(Protocol):
+    """An Ed25519 key that never leaves the key server, in numbered versions."""
+
+    def public_keys(self) -> Mapping[int, bytes]:
+        """Raw 32-byte public keys by version; the greatest number is the one that signs."""
+        ...
+
+    def sign(self, message: bytes) -> tuple[int, bytes]:
+        """Return the version used and the 64-byte signature. Raises a `VaultError`."""
+        ...

@@ -1,0 +1,32 @@
+"""The `[audit]` section of the configuration file."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class WitnessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A witness that checkpoints are sent to. `verifier_key` is its C2SP verifier key text."""
+
+    url: str
+    verifier_key: str
+
+
+class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole section."""
+
+    #: Origin of the log (C2SP tlog-checkpoint): a URL without scheme and trailing slash, one per instance.
+    origin: str = "havengate.internal/log/1"
+    directory: str = "var/audit"
+    #: Socket on which worker processes hand their entries to the one writer.
+    socket: str = "var/audit.sock"
+    #: Largest batch and longest queue, in entries and bytes; beyond the queue, appends are refused.
+    max_batch: int = 1024
+    max_queue: int = 8192
+    publish_interval_s: float = 1.0
+    witnesses: tuple[WitnessSettings, ...] = ()
+    witness_timeout_s: float = 2.0
+    #: 45 CFR 164.316(b)(2)(i): six years.
+    retention_days: int = 2192
+    #: SQLAlchemy URL of the search index: disposable, rebuilt from the log.
+    index_url: str = "sqlite:///var/audit-index.sqlite3"
