@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from keys.settings import DatabaseURL, FilePath
+
 
 class WitnessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A witness that checkpoints are sent to. `verifier_key` is its C2SP verifier key text."""
@@ -15,11 +17,12 @@ class WitnessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole section."""
 
-    #: Origin of the log (C2SP tlog-checkpoint): a URL without scheme and trailing slash, one per instance.
+    #: Origin of the log (C2SP tlog-checkpoint), one per instance: a URL without scheme and
+    #: trailing slash.
     origin: str = "havengate.internal/log/1"
-    directory: str = "var/audit"
+    directory: FilePath = "var/audit"
     #: Socket on which worker processes hand their entries to the one writer.
-    socket: str = "var/audit.sock"
+    socket: FilePath = "var/audit.sock"
     #: Largest batch and longest queue, in entries and bytes; beyond the queue, appends are refused.
     max_batch: int = 1024
     max_queue: int = 8192
@@ -29,4 +32,4 @@ class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     #: 45 CFR 164.316(b)(2)(i): six years.
     retention_days: int = 2192
     #: SQLAlchemy URL of the search index: disposable, rebuilt from the log.
-    index_url: str = "sqlite:///var/audit-index.sqlite3"
+    index_url: DatabaseURL = "sqlite:///var/audit-index.sqlite3"

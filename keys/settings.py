@@ -6,33 +6,41 @@ configuration file. Durations carry their unit in the name.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+#: A path; a relative one is relative to the configuration file.
+FilePath = Annotated[str, msgspec.Meta(extra={"located": "path"})]
+#: An SQLAlchemy URL; the path in a `sqlite:///…` one is relative to the configuration file.
+DatabaseURL = Annotated[str, msgspec.Meta(extra={"located": "url"})]
 
 RoleName = Literal["gateway", "audit", "operator", "node"]
 
 
 class RoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where one AppRole's credentials lie: files with mode 0600 that hold the id and nothing else."""
+    """Where one AppRole's credentials lie: files of mode 0600 that hold the id, nothing else."""
 
-    role_id_file: str
-    secret_id_file: str
+    role_id_file: FilePath
+    secret_id_file: FilePath
 
 
 class VaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The HashiCorp Vault or OpenBao server. Without an address, and without `VAULT_ADDR` in the
-    environment, Havengate starts the OpenBao that it brings (see `EmbeddedSettings`).
+    """The HashiCorp Vault or OpenBao server.
+
+    Without an address, and without `VAULT_ADDR` in the environment, Havengate starts the OpenBao
+    that it brings (see `EmbeddedSettings`).
     """
 
     address: str = ""
-    ca_file: str = ""
+    ca_file: FilePath = ""
     namespace: str = ""
-    #: All mounts, keys, policies and roles of Havengate carry this prefix, so that a server can be shared.
+    #: All mounts, policies and roles of Havengate carry this prefix, so a server can be shared.
     prefix: str = "havengate"
     roles: dict[RoleName, RoleSettings] = {}
     timeout_s: float = 2.0
-    #: A call is tried at most this often, with exponential back-off and jitter, within `deadline_s`.
+    #: A call is tried at most this often, with exponential back-off and jitter, within
+    #: `deadline_s`.
     attempts: int = 4
     deadline_s: float = 8.0
     #: After this many failures in a row the circuit opens: calls fail at once for `breaker_open_s`.
@@ -43,12 +51,15 @@ class VaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The OpenBao that Havengate starts by itself, for one machine."""
 
-    directory: str = "var/openbao"
+    directory: FilePath = "var/openbao"
     start_timeout_s: float = 30.0
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Data keys in memory. `refresh_s` bounds how long another process may go on using an erased key."""
+    """Data keys in memory.
+
+    `refresh_s` bounds how long another process may go on using an erased key.
+    """
 
     max_age_s: float = 300.0
     max_entries: int = 10_000
@@ -57,8 +68,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class EpochSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Life of a key-encryption-key epoch. An erased person's wrapped key is dead in every backup once the
-    epoch that wrapped it is trimmed, and once no backup of the key server itself is older than that.
+    """Life of a key-encryption-key epoch.
+
+    An erased person's wrapped key is dead in every backup once the epoch that wrapped it is trimmed
+    and no backup of the key server itself is older than that.
     """
 
     roll_every_days: int = 90
@@ -85,7 +98,7 @@ class KeysSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The whole section."""
 
     #: SQLAlchemy URL of the key table; `sqlite:///…` or `postgresql+psycopg://…`.
-    table_url: str = "sqlite:///var/keys.sqlite3"
+    table_url: DatabaseURL = "sqlite:///var/keys.sqlite3"
     vault: VaultSettings = VaultSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     cache: CacheSettings = CacheSettings()
