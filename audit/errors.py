@@ -1,14 +1,17 @@
 """Errors of `audit`, grouped by who must act.
 
-Every error carries a stable `code`, a message that says what was expected, what was found and what to do
-next, and `diagnostics()` for logs. None carries the content of an entry.
+Every error carries a stable `code`, a message that says what was expected, what was found and what
+to do next, and `diagnostics()` for logs. None carries the content of an entry.
 """
 
 from __future__ import annotations
 
 
 class AuditError(Exception):
-    """Anything that the audit log refuses or cannot do. An error from an append means: release nothing."""
+    """Anything that the audit log refuses or cannot do.
+
+    An error from an append means: release nothing.
+    """
 
     code = "audit.error"
 

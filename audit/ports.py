@@ -1,6 +1,7 @@
-"""What `audit` needs from outside: keys of persons to seal who is meant, and a signer for checkpoints.
+"""What `audit` needs from outside: keys that seal who is meant, and a signer for checkpoints.
 
-`keys.keyring.Keyring` and `keys.vault` provide them; tests may hand in others that pass the same contract.
+`keys.keyring.Keyring` and `keys.vault` provide them; tests may hand in others that pass the same
+contract.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ __all__ = ["PersonSealer", "Signer"]
 
 
 class PersonSealer(Protocol):
-    """Seals what names a person under that person's key, so that erasing the person blinds the entry."""
+    """Seals what names a person under that person's key: erasing the person blinds the entry."""
 
     def seal_for_person(self, *, tenant: str, person: str, field: str, plaintext: bytes) -> str:
-        """Return printable sealed text that carries the id of the key but nothing about the person."""
+        """Return printable sealed text: the key's id stands in it, nothing about the person."""
         ...
 
     def open_for_person(self, *, tenant: str, field: str, text: str) -> bytes:

@@ -1,8 +1,8 @@
 """What every benchmark returns, and how a figure and its spread are taken.
 
-A suite is a module with `run() -> dict[str, Result]`; `benchmarks/run.py` runs them, prints the table and
-writes `results.json`. Figures are medians over rounds; ours and the peer's rounds alternate, because the
-machine is small and its speed drifts.
+A suite is a module with `run() -> dict[str, Result]`; `benchmarks/run.py` runs them, prints the
+table and writes `results.json`. Figures are medians over rounds; ours and the peer's rounds
+alternate, because the machine is small and its speed drifts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One figure. `spread` is the largest minus the smallest round; `peer` names what is compared with."""
+    """One figure.
+
+    `spread` is the largest minus the smallest round; `peer` names what is compared with.
+    """
 
     median: float
     spread: float
@@ -31,7 +34,7 @@ class Result:
         peer: str | None = None,
         peer_rounds: list[float] | None = None,
     ) -> Result:
-        """Median and spread of `rounds`, beside the median of the peer's rounds from the same run."""
+        """Median and spread of `rounds`, beside the peer's median from the same run."""
         return cls(
             median=statistics.median(rounds),
             spread=max(rounds) - min(rounds),

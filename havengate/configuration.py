@@ -1,8 +1,8 @@
 """The one configuration file and the environment on top of it.
 
-Each package owns a frozen section (`keys.settings`, `audit.settings`); here they are read, checked as
-a whole and located on disk. An unknown key fails with the nearest right name: a misspelt limit must
-not turn into a default. Nothing here opens a file that a setting names.
+Each package owns a frozen section (`keys.settings`, `audit.settings`); here they are read, checked
+as a whole and located on disk. An unknown key fails with the nearest right name: a misspelt limit
+must not turn into a default. Nothing here opens a file that a setting names.
 
 Order, last wins: defaults, `havengate.toml`, variables such as `HAVENGATE_KEYS__VAULT__ADDRESS`.
 """
@@ -100,8 +100,8 @@ def _lay_environment_on_top(raw: dict[str, Any], environ: Mapping[str, str]) -> 
         names = variable.removeprefix(PREFIX).lower().split("__")
         if not _leads_to_value(Configuration, names):
             raise ConfigurationError(
-                f"The environment variable {variable} names no setting. Sections and keys are joined "
-                f"by two underscores, as in {PREFIX}KEYS__VAULT__ADDRESS."
+                f"The environment variable {variable} names no setting. Sections and keys are "
+                f"joined by two underscores, as in {PREFIX}KEYS__VAULT__ADDRESS."
             )
         table = raw
         for name in names[:-1]:

@@ -1,15 +1,18 @@
 """Errors of `keys`, grouped by who must act.
 
-Every error carries a stable `code`, a message that says what was expected, what was found and what to do
-next, and `diagnostics()` for logs. None of them ever carries key material, tokens, plaintext or a person's
-identity.
+Every error carries a stable `code`, a message that says what was expected, what was found and what
+to do next, and `diagnostics()` for logs. None of them ever carries key material, tokens, plaintext
+or a person's identity.
 """
 
 from __future__ import annotations
 
 
 class KeysError(Exception):
-    """Anything that `keys` refuses or cannot do. No subclass ever means "go on without protection"."""
+    """Anything that `keys` refuses or cannot do.
+
+    No subclass ever means "go on without protection".
+    """
 
     code = "keys.error"
     #: Whether the same call may succeed later without anybody acting.
@@ -45,13 +48,19 @@ class PersonErasedError(KeysError):
 
 
 class UnknownKeyError(KeysError):
-    """The key table has no such key: it belongs to another installation, or the table was restored."""
+    """The key table has no such key.
+
+    It belongs to another installation, or the table was restored.
+    """
 
     code = "keys.unknown_key"
 
 
 class KeyExhaustedError(KeysError):
-    """The key may seal no more (nonce budget). A new key version is made by the caller of this package."""
+    """The key may seal no more (nonce budget).
+
+    A new key version is made by the caller of this package.
+    """
 
     code = "keys.key_exhausted"
 
@@ -72,7 +81,10 @@ class VaultError(KeysError):
 
 
 class VaultUnavailableError(VaultError):
-    """No answer: connection refused, time-out, 5xx, or the circuit is open after repeated failures."""
+    """No answer.
+
+    Connection refused, time-out, 5xx, or the circuit is open after repeated failures.
+    """
 
     code = "keys.vault_unavailable"
     retryable = True

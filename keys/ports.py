@@ -1,7 +1,7 @@
-"""What `keys` needs from outside: a server that wraps keys, and somewhere durable to say what was done.
+"""What `keys` needs from outside: a server that wraps keys and a durable record of what was done.
 
-The adapters are `keys.vault` (the real server) and, for the second port, whatever the program wires in:
-`keys` does not know the audit log.
+The adapters are `keys.vault` (the real server) and, for the second port, whatever the program wires
+in: `keys` does not know the audit log.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class WrappedKey:
 class KeyWrapper(Protocol):
     """Key-encryption keys in numbered epochs (versions of one Vault transit key).
 
-    Every method is one or a few calls of the key server and raises a `VaultError`; each takes any number
-    of items and batches them. Results stand in the order of the requests.
+    Every method is one or a few calls of the key server and raises a `VaultError`; each takes any
+    number of items and batches them. Results stand in the order of the requests.
     """
 
     def wrap(self, requests: Sequence[WrapRequest]) -> list[WrappedKey]:
@@ -56,7 +56,10 @@ class KeyWrapper(Protocol):
         ...
 
     def trim(self, oldest: int) -> None:
-        """Destroy all epochs before `oldest` for good: what they wrapped cannot be opened by anybody."""
+        """Destroy all epochs before `oldest` for good.
+
+        What they wrapped cannot be opened by anybody.
+        """
         ...
 
 
@@ -65,7 +68,8 @@ class KeyEvent:
     """Something that was, or is about to be, done to keys, for the audit log.
 
     `stage` is `intent` before the effect and `outcome` after it, with the same `request_id`.
-    `actor` is who asked (a person or service name); `detail` holds codes, counts, key ids and dates only.
+    `actor` is who asked (a person or service name); `detail` holds codes, counts, key ids and dates
+    only.
     """
 
     action: Literal[
