@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from keys.settings import DatabaseURL, FilePath
+from keys.settings import Count, DatabaseURL, FilePath, Seconds
 
 
 class WitnessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,12 +24,12 @@ class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     #: Socket on which worker processes hand their entries to the one writer.
     socket: FilePath = "var/audit.sock"
     #: Largest batch and longest queue, in entries and bytes; beyond the queue, appends are refused.
-    max_batch: int = 1024
-    max_queue: int = 8192
-    publish_interval_s: float = 1.0
+    max_batch: Count = 1024
+    max_queue: Count = 8192
+    publish_interval_s: Seconds = 1.0
     witnesses: tuple[WitnessSettings, ...] = ()
-    witness_timeout_s: float = 2.0
+    witness_timeout_s: Seconds = 2.0
     #: 45 CFR 164.316(b)(2)(i): six years.
-    retention_days: int = 2192
+    retention_days: Count = 2192
     #: SQLAlchemy URL of the search index: disposable, rebuilt from the log.
     index_url: DatabaseURL = "sqlite:///var/audit-index.sqlite3"

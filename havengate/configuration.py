@@ -146,11 +146,11 @@ def _located_as(annotation: object) -> str | None:
 def _located_url(value: str, base: Path, name: str) -> str:
     try:
         url = make_url(value)
-    except ArgumentError as error:
-        # The value may hold a password, so it is not repeated here.
+    except (ArgumentError, ValueError):
+        # The value may hold a password: neither it nor the error that quotes it goes on.
         raise ConfigurationError(
             f"“{name}” is not a database URL. Write sqlite:///PATH or postgresql+psycopg://HOST/NAME."
-        ) from error
+        ) from None
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
         raise ConfigurationError(f"“{name}” must be an SQLite or PostgreSQL URL.")
     if url.get_backend_name() == "sqlite" and url.database:

@@ -15,6 +15,9 @@ FilePath = Annotated[str, msgspec.Meta(extra={"located": "path"})]
 #: An SQLAlchemy URL; the path in a `sqlite:///…` one is relative to the configuration file.
 DatabaseURL = Annotated[str, msgspec.Meta(extra={"located": "url"})]
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
 RoleName = Literal["gateway", "audit", "operator", "node"]
 
 
@@ -38,21 +41,21 @@ class VaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     #: All mounts, policies and roles of Havengate carry this prefix, so a server can be shared.
     prefix: str = "havengate"
     roles: dict[RoleName, RoleSettings] = {}
-    timeout_s: float = 2.0
+    timeout_s: Seconds = 2.0
     #: A call is tried at most this often, with exponential back-off and jitter, within
     #: `deadline_s`.
-    attempts: int = 4
-    deadline_s: float = 8.0
+    attempts: Count = 4
+    deadline_s: Seconds = 8.0
     #: After this many failures in a row the circuit opens: calls fail at once for `breaker_open_s`.
-    breaker_failures: int = 5
-    breaker_open_s: float = 2.0
+    breaker_failures: Count = 5
+    breaker_open_s: Seconds = 2.0
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The OpenBao that Havengate starts by itself, for one machine."""
 
     directory: FilePath = "var/openbao"
-    start_timeout_s: float = 30.0
+    start_timeout_s: Seconds = 30.0
 
 
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,10 +64,10 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `refresh_s` bounds how long another process may go on using an erased key.
     """
 
-    max_age_s: float = 300.0
-    max_entries: int = 10_000
-    max_uses: int = 1_000_000
-    refresh_s: float = 1.0
+    max_age_s: Seconds = 300.0
+    max_entries: Count = 10_000
+    max_uses: Count = 1_000_000
+    refresh_s: Seconds = 1.0
 
 
 class EpochSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,23 +77,23 @@ class EpochSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     and no backup of the key server itself is older than that.
     """
 
-    roll_every_days: int = 90
-    trim_after_days: int = 30
-    server_backup_days: int = 30
+    roll_every_days: Count = 90
+    trim_after_days: Count = 30
+    server_backup_days: Count = 30
 
 
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Blind index. After a rotation old and new values both match for `window_days`."""
 
-    window_days: int = 30
+    window_days: Count = 30
 
 
 class PkiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Certificates for servers and Flower nodes."""
 
-    lifetime_hours: int = 24
+    lifetime_hours: Count = 24
     #: Renewed when less than this fraction of the lifetime is left.
-    renew_fraction: float = 0.34
+    renew_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.34
     allowed_domains: tuple[str, ...] = ("localhost", "havengate.internal")
 
 
