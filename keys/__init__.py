@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Keys of persons, kept by Vault: sealing, searching, rotating, erasing. See DESIGN.md."""
