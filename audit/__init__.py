@@ -1,1 +1,4 @@
-"""The tamper-evident log: written before the answer leaves, verifiable by outsiders. See DESIGN.md."""
+"""The tamper-evident log, written before an answer leaves and verifiable by outsiders.
+
+See DESIGN.md.
+"""
