@@ -1,0 +1,86 @@
+"""The bytes of an entry: RFC 8785 (JSON Canonicalization Scheme) of objects, strings and integers.
+
+Lives here: writing, strict reading, and a fast look at what verification needs. What an entry may
+say stands in `audit.model`; who writes entries in `audit.recorder`. The log takes and gives these
+bytes and does not read them.
+
+Canonical means that one entry has exactly one text: keys sorted, no white space, no `null`, no
+fraction, no escape that RFC 8785 does not write. A reader needs nothing but a JSON parser.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from audit.errors import MalformedEntryError
+from audit.model import Entry, Stage
+
+#: Entry bundles carry the length in 16 bits (C2SP tlog-tiles).
+MAX_ENTRY_BYTES: Final = 65_535
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Entry)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What pairs intents with outcomes and parts with each other; the rest is not looked at."""
+
+    stage: Stage
+    request: str
+    time: int
+    action: str
+    part: int = 1
+    parts: int = 1
+
+
+_head_decoder = msgspec.json.Decoder(Head)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return the canonical bytes. Raises `MalformedEntryError` if they are more than 65,535."""
+    raw = _encoder.encode(entry)
+    if len(raw) > MAX_ENTRY_BYTES:
+        raise MalformedEntryError(
+            f"An entry has at most {MAX_ENTRY_BYTES} bytes; this one has {len(raw)}. "
+            "Split it into parts."
+        )
+    return raw
+
+
+def parse_entry(raw: bytes) -> Entry:
+    """Return the entry that these bytes are, and no others are.
+
+    Raises `MalformedEntryError` for anything that `encode_entry` would not have written: other keys
+    or order, white space, fractions, doubled keys, needless escapes, values that break a rule.
+    """
+    if len(raw) > MAX_ENTRY_BYTES:
+        raise MalformedEntryError(
+            f"An entry has at most {MAX_ENTRY_BYTES} bytes, these are {len(raw)}: they are not an "
+            "entry of this log."
+        )
+    try:
+        entry = _decoder.decode(raw)
+        if _encoder.encode(entry) == raw:
+            return entry
+    except (msgspec.DecodeError, MalformedEntryError, ValueError, RecursionError):
+        pass
+    # What went wrong would quote the bytes, so it is not chained.
+    raise MalformedEntryError(
+        f"These {len(raw)} bytes are not a canonical entry (RFC 8785, version 1): another program "
+        "or another version wrote them."
+    )
+
+
+def parse_head(raw: bytes) -> Head:
+    """Return only the pairing fields: several times as fast as `parse_entry`, and less strict.
+
+    Raises `MalformedEntryError` if one of these fields is missing or of the wrong type.
+    """
+    try:
+        return _head_decoder.decode(raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise MalformedEntryError(
+            f"These {len(raw)} bytes are no entry: stage, request, time or action is missing."
+        ) from None
