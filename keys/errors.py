@@ -26,6 +26,12 @@ class KeysError(Exception):
 # --- The caller must act -------------------------------------------------------------------------
 
 
+class InvalidContextError(KeysError):
+    """A tenant, person, service or field name that cannot be bound to a sealed text."""
+
+    code = "keys.context_invalid"
+
+
 class UnsealError(KeysError):
     """A sealed text did not open: wrong key, moved to another field or person, or changed.
 
@@ -100,6 +106,8 @@ class VaultThrottledError(VaultUnavailableError):
     """The server answered 429, a quota."""
 
     code = "keys.vault_throttled"
+    #: What the server asked for in `Retry-After`; 0 where it named no time.
+    retry_after_s = 0.0
 
 
 class VaultDeniedError(VaultError):
@@ -112,6 +120,8 @@ class VaultRejectedError(VaultError):
     """400 or 404: the server understood and refused; repeating changes nothing."""
 
     code = "keys.vault_rejected"
+    #: The HTTP status; 0 where the answer was good but one of its items was refused.
+    status = 0
 
 
 # --- The operator must act -----------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""The committing authenticated encryption `hg1`: bytes in, bytes out.
+
+Every message has its own AES-256-GCM key, derived together with a key commitment by one HKDF-Expand
+block (RFC 5869 section 2.3) from the data key, a random salt and the associated data. A message is
+`salt(16) ‖ commitment(32) ‖ ciphertext ‖ tag(16)`. DESIGN.md argues why this commits to the key and
+to the context, and why a fixed GCM nonce is right here.
+
+Not here: which key seals what (`keys.keyring`), the printable form (`keys.sealed`), large content
+(`keys.chunked`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from keys.errors import UnsealError
+
+KEY_BYTES = 32
+SALT_BYTES = 16
+COMMITMENT_BYTES = 32
+TAG_BYTES = 16
+#: What sealing adds to the length of the plaintext.
+OVERHEAD_BYTES = SALT_BYTES + COMMITMENT_BYTES + TAG_BYTES
+#: At most this many messages under one data key: salts then collide with probability below 2**-64.
+SEALS_PER_KEY = 2**32
+
+#: Labels of equal length, so that no derivation for one use can be read as one for another.
+MESSAGE_LABEL = b"havengate/hg1/"
+FILE_LABEL = b"havengate/hgc1"
+
+_DERIVED_BYTES = 64
+#: Each derived key encrypts one message, so its nonce need not differ from any other.
+_NONCE = bytes(12)
+#: The counter octet of the first, and here only, block of HKDF-Expand.
+_FIRST_BLOCK = b"\x01"
+_COMMITMENT_END = SALT_BYTES + COMMITMENT_BYTES
+
+
+def encode_parts(parts: Iterable[str | bytes]) -> bytes:
+    """Join parts, each after its length: different lists never give the same bytes."""
+    encoded = [part.encode() if isinstance(part, str) else part for part in parts]
+    return b"".join(len(part).to_bytes(4) + part for part in encoded)
+
+
+def expand(key: bytes | bytearray, info: bytes) -> bytes:
+    """HKDF-Expand with SHA-512, 64 bytes: one block.
+
+    Extraction is skipped because `key` is already uniform (RFC 5869 section 3.3).
+    """
+    return hmac.digest(key, info + _FIRST_BLOCK, "sha512")
+
+
+def derive(key: bytes | bytearray, label: bytes, salt: bytes, associated: bytes) -> bytes:
+    """Derive the 64 bytes of one message: an AES-256 key and the commitment to key and context."""
+    return expand(key, label + salt + associated)
+
+
+def encrypt(derived: bytes, salt: bytes, plaintext: bytes) -> bytes:
+    """Encrypt the one message that `derived` is for."""
+    box = AESGCM(derived[:KEY_BYTES])
+    return salt + derived[KEY_BYTES:] + box.encrypt(_NONCE, plaintext, None)
+
+
+def decrypt(derived: bytes, message: bytes) -> bytes:
+    """Open `message` with what was derived from its salt. Raises `UnsealError`, and only that."""
+    if not hmac.compare_digest(message[SALT_BYTES:_COMMITMENT_END], derived[KEY_BYTES:]):
+        raise unseal_error()
+    try:
+        return AESGCM(derived[:KEY_BYTES]).decrypt(_NONCE, message[_COMMITMENT_END:], None)
+    except InvalidTag as error:
+        raise unseal_error() from error
+
+
+def new_salt() -> bytes:
+    """Return 16 random bytes: the only randomness of a message."""
+    return os.urandom(SALT_BYTES)
+
+
+def salt_of(message: bytes) -> bytes:
+    """Return the salt of a message. Raises `UnsealError` if it is shorter than any message."""
+    if len(message) < OVERHEAD_BYTES:
+        raise unseal_error()
+    return message[:SALT_BYTES]
+
+
+def seal(key: bytes | bytearray, associated: bytes, plaintext: bytes) -> bytes:
+    """Seal `plaintext` under a 32-byte uniform key, bound to `associated`.
+
+    The caller sees to it that no key seals more than `SEALS_PER_KEY` messages.
+    """
+    salt = new_salt()
+    return encrypt(derive(key, MESSAGE_LABEL, salt, associated), salt, plaintext)
+
+
+def unseal(key: bytes | bytearray, associated: bytes, message: bytes) -> bytes:
+    """Open what `seal` made with the same key and the same `associated`. Raises `UnsealError`."""
+    return decrypt(derive(key, MESSAGE_LABEL, salt_of(message), associated), message)
+
+
+def unseal_error() -> UnsealError:
+    """Return the one error for a wrong key, a wrong place and a changed text."""
+    return UnsealError(
+        "expected a text sealed for this tenant, person, service and field; it did not open: it "
+        "was changed, moved, or sealed under another key; fetch it again, or restore it from a "
+        "backup"
+    )

@@ -1,0 +1,274 @@
+"""Where data keys come from: key table and key server behind one cache.
+
+`KeyStore` finds, makes and renews keys by owner or id, and notices within `cache.refresh_s` that
+another process has erased or rotated some. It does not know what keys are used for: `keys.keyring`
+and the modules beside it do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from keys import aead
+from keys.datakeys import ATTEMPTS, DataKey, DataKeyCache, KeyName, SealBudget
+from keys.errors import KeyTableError, PersonErasedError, UnknownKeyError
+from keys.model import KeyOwner, KeyRow
+from keys.ports import Clock, KeyWrapper, WrappedKey, WrapRequest
+from keys.sealed import new_key_id
+from keys.settings import CacheSettings
+from keys.table import EpochGoneError, KeyTable
+
+#: Seals reserved in the key table at a time. A crash or an eviction loses at most this many of
+#: 2**32.
+SEALS_PER_RESERVATION = 2**16
+#: Reservations are remembered for this many times as many keys as the cache holds.
+_BUDGETS_PER_ENTRY = 4
+#: The sweep for keys that are too old runs this often in the life of a key.
+_SWEEPS_PER_LIFE = 10
+
+
+class KeyStore:
+    """Data keys of all kinds. Thread-safe; several processes may share one key table.
+
+    `clock` gives the time that rows carry, `monotonic` the one that ages in memory are measured
+    with.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: KeyTable,
+        wrapper: KeyWrapper,
+        settings: CacheSettings,
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+        seals_per_key: int = aead.SEALS_PER_KEY,
+        seals_per_reservation: int = SEALS_PER_RESERVATION,
+    ) -> None:
+        self.table = table
+        self.wrapper = wrapper
+        self.clock = clock
+        self._settings = settings
+        self._monotonic = monotonic
+        self._cache = DataKeyCache(settings, monotonic)
+        self._seals_per_key = seals_per_key
+        self._reservation = min(seals_per_reservation, seals_per_key)
+        self._budgets: OrderedDict[str, SealBudget] = OrderedDict()
+        self._budgets_lock = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._generation: int | None = None
+        self._refreshed_at: float | None = None
+        self._swept_at = monotonic()
+        self._when_emptied: list[Callable[[], None]] = []
+
+    # --- Keys -------------------------------------------------------------------------------------
+
+    def by_id(self, key_id: str) -> DataKey:
+        """Return the key that a sealed text names.
+
+        Raises `PersonErasedError` if it was destroyed, `UnknownKeyError` if the table has none
+        such.
+        """
+        self._refresh()
+        key = self._cache.get(key_id) or self._cache.load([key_id], self._fetch).get(key_id)
+        if key is not None:
+            return key
+        if key_id in self.table.by_ids([key_id]):
+            raise PersonErasedError(
+                f"expected key {key_id} to exist, but it was destroyed by an erasure; what it "
+                "sealed is gone for good"
+            )
+        raise UnknownKeyError(
+            f"expected key {key_id} in the key table, got none; check that keys.table_url names "
+            "this installation's table and that it was not restored from an older backup"
+        )
+
+    def for_sealing(self, owner: KeyOwner) -> DataKey:
+        """Return the owner's newest key, made now if there is none that may seal."""
+        self._refresh()
+        key = self._cache.get(owner)
+        return key if key is not None else self._cache.load([owner], self._fetch_or_make)[owner]
+
+    def prefetch(self, names: Collection[KeyName], *, create: bool = False) -> None:
+        """Load many keys with as few calls as possible; what does not exist is left out.
+
+        With `create`, owners without a key get one.
+        """
+        self._refresh()
+        self._cache.load(list(names), self._fetch_or_make if create else self._fetch)
+
+    def replenish(self, key: DataKey) -> None:
+        """Reserve more seals for a key that has none left, or retire it for a successor."""
+        with key.budget.refilling:
+            if key.budget.left > 0:
+                return
+            granted = self.table.reserve(
+                key.key_id, self._reservation, budget=self._seals_per_key, now=self.clock()
+            )
+            if granted:
+                key.budget.add(self._reservation)
+                return
+        self._cache.forget_sealing(key)
+
+    def make_version(self, owner: KeyOwner, version: int) -> None:
+        """Make that version of the owner's key, unless another process just did."""
+        self._make([(owner, version)])
+
+    # --- Emptying ---------------------------------------------------------------------------------
+
+    def empty(self) -> None:
+        """Zero every key in this process. Other processes follow within `cache.refresh_s`."""
+        self._cache.empty()
+        for callback in self._when_emptied:
+            callback()
+
+    def call_when_emptied(self, callback: Callable[[], None]) -> None:
+        """Register what else must be forgotten whenever keys are."""
+        self._when_emptied.append(callback)
+
+    def cached_keys(self) -> int:
+        """How many keys are in memory."""
+        return len(self._cache)
+
+    def _refresh(self) -> None:
+        if self._is_fresh():
+            return
+        with self._refreshing:
+            if self._is_fresh():
+                return
+            now = self._monotonic()
+            generation = self.table.generation()
+            if self._generation not in {None, generation}:
+                self.empty()
+            self._generation = generation
+            self._refreshed_at = now
+            if not 0 <= now - self._swept_at < self._settings.max_age_s / _SWEEPS_PER_LIFE:
+                self._cache.sweep()
+                self._swept_at = now
+
+    def _is_fresh(self) -> bool:
+        at = self._refreshed_at
+        # A clock that stepped back gives a negative age, which is not fresh either.
+        return at is not None and 0 <= self._monotonic() - at < self._settings.refresh_s
+
+    # --- Fetching ---------------------------------------------------------------------------------
+
+    def _fetch(self, names: Sequence[KeyName]) -> dict[KeyName, DataKey]:
+        """Read and unwrap what exists, whether retired or not."""
+        ids = [name for name in names if isinstance(name, str)]
+        owners = [name for name in names if not isinstance(name, str)]
+        rows: dict[KeyName, KeyRow] = {}
+        if ids:
+            rows.update(self.table.by_ids(ids))
+        if owners:
+            newest = self.table.newest(owners)
+            rows.update({owner: row for owner, row in newest.items() if row.retired_at is None})
+        return self._unwrap({name: row for name, row in rows.items() if row.erased_at is None})
+
+    def _fetch_or_make(self, names: Sequence[KeyName]) -> dict[KeyName, DataKey]:
+        """Read and unwrap the newest keys of owners, making those that are missing or retired."""
+        owners = [name for name in names if not isinstance(name, str)]
+        for _ in range(ATTEMPTS):
+            newest = self.table.newest(owners)
+            usable: dict[KeyName, KeyRow] = {
+                owner: row for owner, row in newest.items() if row.retired_at is None
+            }
+            wanted = [
+                (owner, newest[owner].version + 1 if owner in newest else 1)
+                for owner in owners
+                if owner not in usable
+            ]
+            if not wanted:
+                return self._unwrap(usable)
+            self._make(wanted)
+        raise KeyTableError(
+            f"expected new keys to last for one read, but in {ATTEMPTS} attempts they were retired "
+            "or erased at once; see which process does that"
+        )
+
+    def _make(self, wanted: Sequence[tuple[KeyOwner, int]]) -> None:
+        for _ in range(ATTEMPTS):
+            rows = self._wrap_new(wanted)
+            try:
+                stored = self.table.insert(rows)
+            except EpochGoneError:
+                # A rotation and a trim overtook us between wrapping and storing.
+                continue
+            for key_id in stored:
+                self._budget(key_id).add(self._reservation)
+            return
+        raise EpochGoneError(
+            f"expected to store a new key before its epoch was trimmed, failed {ATTEMPTS} times; "
+            "see which process rolls and trims epochs without pause"
+        )
+
+    def _wrap_new(self, wanted: Sequence[tuple[KeyOwner, int]]) -> list[KeyRow]:
+        now = self.clock()
+        named = [(new_key_id(), owner, version) for owner, version in wanted]
+        wrapped = self.wrapper.wrap(
+            [WrapRequest(context=_context(*item), key=os.urandom(aead.KEY_BYTES)) for item in named]
+        )
+        return [
+            KeyRow(
+                key_id=key_id,
+                kind=owner.kind,
+                tenant=owner.tenant,
+                owner_name=owner.name,
+                version=version,
+                epoch=item.epoch,
+                wrapped=item.text,
+                # Whoever makes a key has its first block of seals.
+                reserved=self._reservation,
+                created_at=now,
+            )
+            for (key_id, owner, version), item in zip(named, wrapped, strict=True)
+        ]
+
+    def _unwrap(self, rows: Mapping[KeyName, KeyRow]) -> dict[KeyName, DataKey]:
+        if not rows:
+            return {}
+        keys = self.wrapper.unwrap([wrapped_key(row) for row in rows.values()])
+        return {
+            name: DataKey(
+                key_id=row.key_id,
+                owner=owner_of(row),
+                version=row.version,
+                key=key,
+                budget=self._budget(row.key_id),
+            )
+            for (name, row), key in zip(rows.items(), keys, strict=True)
+        }
+
+    def _budget(self, key_id: str) -> SealBudget:
+        """Return what is left of earlier reservations: they outlive the key's stay in the cache."""
+        with self._budgets_lock:
+            budget = self._budgets.setdefault(key_id, SealBudget())
+            self._budgets.move_to_end(key_id)
+            while len(self._budgets) > self._settings.max_entries * _BUDGETS_PER_ENTRY:
+                self._budgets.popitem(last=False)
+            return budget
+
+
+def owner_of(row: KeyRow) -> KeyOwner:
+    """Return whose key a live row is. Raises `PersonErasedError` for an erased one."""
+    if row.owner_name is None:
+        raise PersonErasedError(f"expected a live key, but {row.key_id} was destroyed")
+    return KeyOwner(row.kind, row.tenant, row.owner_name)
+
+
+def wrapped_key(row: KeyRow) -> WrappedKey:
+    """Return a live row's key as the key server knows it. Raises `PersonErasedError` if erased."""
+    owner = owner_of(row)
+    if row.wrapped is None or row.epoch is None:
+        raise PersonErasedError(f"expected a live key, but {row.key_id} was destroyed")
+    context = _context(row.key_id, owner, row.version)
+    return WrappedKey(context=context, text=row.wrapped, epoch=row.epoch)
+
+
+def _context(key_id: str, owner: KeyOwner, version: int) -> bytes:
+    """What a wrapped key is bound to: moved to another row, it does not open."""
+    return aead.encode_parts(["havengate/key/1", key_id, *owner, str(version)])
