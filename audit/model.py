@@ -7,7 +7,7 @@ whenever one is made or read. Lives elsewhere: bytes (`audit.entry`), how person
 The checks keep out what must never be in a log: bodies, tokens and free text. Every string is a
 word from a closed set, an identifier of bounded length over a small alphabet, or text that `keys`
 has sealed. No field takes a space, a quote, a newline or anything that is not ASCII; nothing may
-begin like a JSON Web Token; codes have no segment as long as an opaque token. What form alone
+begin like a JSON Web Token; codes are made of words, not of random characters. What form alone
 cannot tell is a secret that stands where a resource id belongs: callers pass ids from routes, never
 query strings or headers.
 """
@@ -43,7 +43,7 @@ Outcome = Literal["success", "denied", "failed", "aborted"]
 Action = Literal[
     "read", "history", "search", "create", "update", "patch", "delete", "execute",
     "connect", "export", "disclose", "consent", "login", "logout", "stepup", "admin",
-    "log.prune", "log.repair",
+    "log.prune", "log.repair", "log.clock",
     "keys.epoch.roll", "keys.epoch.rewrap", "keys.epoch.trim",
     "keys.person.erase", "keys.index.rotate",
     "keys.pseudonym.request", "keys.pseudonym.approve", "keys.pseudonym.reveal",
@@ -64,7 +64,8 @@ NAMED_KINDS: Final = frozenset({"service", "system"})
 FINAL_STAGES: Final = frozenset({"outcome", "closed"})
 
 # None of them matches the beginning of a JSON Web Token, `eyJ`, which is the base64 of `{"`.
-_SEGMENT = "[A-Za-z0-9]{1,24}"
+# A segment of a code is SHOUTED, lower-case or camelCase, as names are and random text is not.
+_SEGMENT = "(?:[A-Z0-9]{1,24}|(?=[A-Za-z0-9]{1,24}(?![A-Za-z0-9]))[a-z0-9]*(?:[A-Z][a-z0-9]+)*)"
 _REQUEST = re.compile(r"(?!eyJ)[A-Za-z0-9][A-Za-z0-9-]{0,63}").fullmatch
 _CODE = re.compile(rf"(?!eyJ){_SEGMENT}(?:[._:/-]{_SEGMENT}){{0,5}}").fullmatch
 _PURPOSE = re.compile(r"[A-Z][A-Z0-9]{1,23}").fullmatch
@@ -76,7 +77,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}").fullmatch
 _ADDRESS = re.compile(r"[0-9a-f.:]{2,45}").fullmatch
 _SEALED = re.compile(r"hg1\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{16,1024}").fullmatch
 
-_CODE_HELP = "words of at most 24 letters or digits, at most six, joined by one of . _ : / -"
+_CODE_HELP = "one to six words of at most 24 letters or digits, joined by one of . _ : / -"
 _ID_HELP = "at most 64 of A-Z a-z 0-9 . _ ~ -"
 _SEALED_HELP = "text sealed by `keys`, of the form hg1.<key id>.<data>"
 
@@ -252,6 +253,8 @@ class Entry(_Part, frozen=True, kw_only=True):
             raise _refuse("actor", "an Actor")
         if self.assurance is not None and type(self.assurance) is not Assurance:
             raise _refuse("assurance", "an Assurance")
+        if None in (self.tenant, self.request):
+            raise _refuse("tenant, request", "given")
         _text("request", self.request, _REQUEST, "at most 64 of A-Z a-z 0-9 -")
         if self.client is not None:
             matches = _SEALED if self.actor.kind in PERSONAL_KINDS else _ADDRESS
@@ -271,7 +274,7 @@ class Entry(_Part, frozen=True, kw_only=True):
                 raise _refuse("consent", "a reference to a consent, not to a person")
 
     def _check_lists(self) -> None:
-        if not (type(self.patients) is type(self.resources) is tuple):
+        if type(self.patients) is not tuple or type(self.resources) is not tuple:
             raise _refuse("patients, resources", "tuples")
         _check_codes("labels", self.labels)
         _check_codes("rules", self.rules)
