@@ -1,0 +1,488 @@
+"""The client of the key server, HashiCorp Vault or OpenBao: log in, call, translate answers.
+
+`VaultClient` owns the connection pool, one role's token and the circuit breaker; everything that
+speaks to the server goes through its `call`. What the calls mean lives elsewhere: `keys.transit`,
+`keys.signing` and `keys.certificates`. Patience is decided in `keys.resilience`; paths are spelled
+in `keys.layout`.
+
+Only API that Vault 1.12 and OpenBao 2.0 have in common is used
+(https://openbao.org/api-docs/, https://developer.hashicorp.com/vault/api-docs).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import requests
+from hvac.adapters import RawAdapter
+from requests.adapters import HTTPAdapter
+
+from keys.errors import (
+    KeyConfigurationError,
+    VaultDeniedError,
+    VaultRejectedError,
+    VaultSealedError,
+    VaultThrottledError,
+    VaultUnavailableError,
+)
+from keys.layout import Layout
+from keys.private_files import read_private_text
+from keys.resilience import Caller, CircuitBreaker, CircuitState, RetryPolicy
+from keys.settings import RoleSettings, VaultSettings
+
+#: A token is renewed once this fraction of its life is over.
+_RENEW_AT_FRACTION = 0.6
+#: After a failed renewal the token in hand is used for so long before the next try.
+_RENEWAL_PAUSE_S = 1.0
+_POOL_SIZE = 64
+_NO_COOKIES = DefaultCookiePolicy(allowed_domains=[])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRole:
+    """Log in with a role id and a secret id from files of mode 0600, read again at every login."""
+
+    mount: str
+    files: RoleSettings = field(repr=False)
+
+    def body(self) -> dict[str, str]:
+        """Return the login request. Raises `KeyConfigurationError`."""
+        return {
+            "role_id": read_private_text(Path(self.files.role_id_file)),
+            "secret_id": read_private_text(Path(self.files.secret_id_file)),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedToken:
+    """A token that somebody hands in for set-up. It is neither renewed nor replaced."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerHealth:
+    """What the server says of itself to anybody (`sys/health`)."""
+
+    initialized: bool
+    sealed: bool
+    standby: bool
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    renew_at: float
+    expires_at: float
+    renewable: bool
+    generation: int
+
+
+class VaultClient:
+    """One role's connection. Thread-safe; close it, or use it as a context manager.
+
+    Every method raises a `VaultError` within `settings.deadline_s` (plus at most one login and one
+    repeat after a revoked token), or `KeyConfigurationError` for credentials that cannot be read.
+    Tokens appear in no message, log or `repr`. `clock` counts seconds and need not be the time of
+    day.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: VaultSettings,
+        role: str,
+        credentials: RoleSettings | FixedToken,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.address = _parse_address(settings.address)
+        self.role = role
+        self.layout = Layout(prefix=settings.prefix)
+        self._credentials = (
+            credentials
+            if isinstance(credentials, FixedToken)
+            else AppRole(mount=self.layout.approle, files=credentials)
+        )
+        self._clock = clock
+        self._session = _new_session(settings.ca_file)
+        self._adapter = RawAdapter(
+            base_uri=self.address,
+            session=self._session,
+            namespace=settings.namespace or None,
+            # A token must not follow a redirect to a host that nobody configured.
+            allow_redirects=False,
+        )
+        self._breaker = CircuitBreaker(
+            failures=settings.breaker_failures, open_s=settings.breaker_open_s, clock=clock
+        )
+        self._caller = Caller(
+            policy=RetryPolicy(
+                attempts=settings.attempts,
+                deadline_s=settings.deadline_s,
+                attempt_timeout_s=settings.timeout_s,
+            ),
+            breaker=self._breaker,
+            clock=clock,
+            sleep=sleep,
+            uniform=random.random,
+        )
+        self._token: _Token | None = None
+        self._login_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"VaultClient(address={self.address!r}, role={self.role!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections.
+
+        The token is left to expire: other processes may share the role.
+        """
+        self._session.close()
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit breaker."""
+        return self._breaker.state
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        idempotent: bool = True,
+    ) -> dict[str, Any]:
+        """Return the answer to one request as this role; `{}` for an answer without a body.
+
+        `method` is GET, POST, DELETE or LIST; `path` stands below `/v1/`. A call that is not
+        idempotent is sent once; after `VaultUnavailableError` its effect is unknown. An answer 400
+        that carries results of a batch is returned, for the caller to look at each item.
+        """
+        token = self._usable_token()
+        try:
+            return self._send(method, path, body, token=token.value, idempotent=idempotent)
+        except VaultDeniedError:
+            # Either this role may not do that, or its token was revoked. Only the second is mended
+            # by logging in, and a denied call must not cost the server a new token each time.
+            if isinstance(self._credentials, FixedToken) or self._is_alive(token):
+                raise
+        token = self._login(instead_of=token)
+        return self._send(method, path, body, token=token.value, idempotent=idempotent)
+
+    def health(self) -> ServerHealth:
+        """Ask without a token, in one attempt that the circuit breaker neither stops nor counts."""
+        query = "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200"
+        answer = self._request(
+            "GET", f"sys/health?{query}", None, None, self._caller.policy.attempt_timeout_s
+        )
+        return ServerHealth(
+            initialized=bool(answer.get("initialized")),
+            sealed=bool(answer.get("sealed")),
+            standby=bool(answer.get("standby")),
+            version=str(answer.get("version", "unknown")),
+        )
+
+    def token_ttl_s(self) -> float:
+        """Log in if need be and return how long the token in hand is still good."""
+        return max(0.0, self._usable_token().expires_at - self._clock())
+
+    # --- Token -----------------------------------------------------------------------------------
+
+    def _usable_token(self) -> _Token:
+        token = self._token
+        if token is None:
+            return self._login(instead_of=None)
+        now = self._clock()
+        if now < token.renew_at:
+            return token
+        if now >= token.expires_at:
+            return self._login(instead_of=token)
+        # One thread renews; the others go on with the token that is still good.
+        if not self._login_lock.acquire(blocking=False):
+            return token
+        try:
+            return self._renew(token) if self._token is token else token
+        finally:
+            self._login_lock.release()
+
+    def _renew(self, token: _Token) -> _Token:
+        """Return a renewed or new token, or the old one if the server cannot be asked just now."""
+        try:
+            if token.renewable:
+                self._token = self._ask_for_token("auth/token/renew-self", {}, token)
+                # The server shortens a life that reaches the role's maximum: a new login starts
+                # afresh.
+                if self._token.expires_at > token.expires_at:
+                    return self._token
+            self._token = self._log_in(token)
+        except VaultDeniedError:
+            self._token = self._log_in(token)
+        except VaultUnavailableError:
+            pause = min(self._clock() + _RENEWAL_PAUSE_S, token.expires_at)
+            self._token = _Token(
+                token.value, pause, token.expires_at, token.renewable, token.generation
+            )
+        return self._token
+
+    def _login(self, *, instead_of: _Token | None) -> _Token:
+        """Log in unless another thread has replaced that token meanwhile."""
+        with self._login_lock:
+            current = self._token
+            stale = instead_of.generation if instead_of else 0
+            if current is not None and current.generation > stale:
+                return current
+            self._token = self._log_in(current)
+            return self._token
+
+    def _log_in(self, previous: _Token | None) -> _Token:
+        if isinstance(self._credentials, FixedToken):
+            never = float("inf")
+            return _Token(self._credentials.token, never, never, renewable=False, generation=1)
+        try:
+            return self._ask_for_token(
+                f"{self._credentials.mount}/login", self._credentials.body(), previous
+            )
+        except (VaultDeniedError, VaultRejectedError) as error:
+            raise VaultDeniedError(
+                f"The key server refused the login of role {self.role}: its secret was revoked or "
+                f"has expired, or the role does not exist under prefix {self.layout.prefix}. Issue "
+                "a new secret id with `havengate keys bootstrap` and try again."
+            ) from error
+
+    def _ask_for_token(self, path: str, body: Mapping[str, Any], previous: _Token | None) -> _Token:
+        asked_at = self._clock()
+        value = previous.value if previous and path.endswith("renew-self") else None
+        answer = self._send("POST", path, body, token=value).get("auth") or {}
+        lease_s, text = answer.get("lease_duration"), answer.get("client_token")
+        if not isinstance(lease_s, int) or not isinstance(text, str):
+            raise VaultRejectedError("The key server answered a login without a token.")
+        return _Token(
+            value=text,
+            renew_at=asked_at + lease_s * _RENEW_AT_FRACTION,
+            expires_at=asked_at + lease_s,
+            renewable=bool(answer.get("renewable")),
+            generation=previous.generation + 1 if previous else 1,
+        )
+
+    def _is_alive(self, token: _Token) -> bool:
+        try:
+            self._send("GET", "auth/token/lookup-self", None, token=token.value)
+        except VaultDeniedError:
+            return False
+        return True
+
+    # --- Transport -------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        token: str | None,
+        idempotent: bool = True,
+    ) -> dict[str, Any]:
+        return self._caller.run(
+            lambda timeout_s: self._request(method, path, body, token, timeout_s),
+            idempotent=idempotent,
+        )
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        token: str | None,
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        where = f"{method} {path.partition('?')[0]} at {self.address}"
+        try:
+            response = self._adapter.request(
+                method,
+                f"/v1/{path}",
+                headers={"X-Vault-Token": token} if token else {},
+                json=body,
+                timeout=timeout_s,
+                raise_exception=False,
+            )
+        except requests.exceptions.SSLError as error:
+            raise VaultUnavailableError(
+                f"{where}: the server's certificate was not accepted; check keys.vault.ca_file and "
+                "the names in the certificate."
+            ) from error
+        except requests.exceptions.Timeout as error:
+            raise VaultUnavailableError(f"{where}: no answer within {timeout_s:.2g} s.") from error
+        except (requests.exceptions.RequestException, OSError) as error:
+            raise VaultUnavailableError(
+                f"{where}: no connection ({type(error).__name__}); check that the server runs."
+            ) from error
+        return _parse_response(response, where)
+
+
+class KVStore:
+    """Secrets at rest on the key server (KV version 2), below `root` such as `gateway`."""
+
+    def __init__(self, client: VaultClient, root: str) -> None:
+        self._client = client
+        self._root = root
+
+    def read(self, path: str) -> dict[str, Any] | None:
+        """Return the newest version, or None if there is nothing."""
+        try:
+            answer = self._client.call("GET", self._path("data", path))
+        except VaultRejectedError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        data: dict[str, Any] | None = answer["data"]["data"]
+        return data
+
+    def write(self, path: str, values: Mapping[str, Any]) -> int:
+        """Store a new version and return its number."""
+        answer = self._client.call("POST", self._path("data", path), {"data": dict(values)})
+        return int(answer["data"]["version"])
+
+    def delete(self, path: str) -> None:
+        """Destroy all versions and the metadata: nothing of it can be read again."""
+        self._client.call("DELETE", self._path("metadata", path))
+
+    def _path(self, kind: str, path: str) -> str:
+        return f"{self._client.layout.kv}/{kind}/{self._root}/{check_path(path)}"
+
+
+def check_path(path: str) -> str:
+    """Return `path` if it names something below its root and nothing else.
+
+    Raises `KeyConfigurationError`: a name with `..` or a query could reach outside.
+    """
+    if re.fullmatch(
+        r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", path, re.ASCII
+    ):
+        return path
+    raise KeyConfigurationError(
+        "A path on the key server may hold letters, digits, '.', '_', '-' and single slashes only, "
+        "and no part may begin with a dot."
+    )
+
+
+# --- What the server answers
+# -----------------------------------------------------------------------
+
+
+def _parse_response(response: requests.Response, where: str) -> dict[str, Any]:
+    """Return the JSON object of a good answer.
+
+    Raises the `VaultError` that the status stands for.
+    """
+    body = _parse_json(response)
+    status = response.status_code
+    if status in {200, 204} or _is_batch(status, body):
+        return body
+    said = _server_message(body)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        error = VaultThrottledError(f"{where}: a quota refused the call (429){said}.")
+        error.retry_after_s = _parse_retry_after(response.headers.get("Retry-After"))
+        raise error
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and "sealed" in said.lower():
+        raise VaultSealedError(f"{where}: the key server is sealed; unseal it.")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise VaultUnavailableError(f"{where}: the server failed with {status}{said}.")
+    if response.is_redirect:
+        raise VaultUnavailableError(
+            f"{where}: answered a redirect ({status}), as a standby does; tokens do not follow it. "
+            "Configure the address of the active server or of a balancer that knows it."
+        )
+    if status in {401, 403}:
+        raise VaultDeniedError(
+            f"{where}: denied ({status}); the role's policy does not allow this."
+        )
+    rejected = VaultRejectedError(f"{where}: rejected ({status}){said}.")
+    rejected.status = status
+    raise rejected
+
+
+def _is_batch(status: int, body: Mapping[str, Any]) -> bool:
+    # Transit answers 400 (Vault can be told 207) when one item of a batch failed, and still gives
+    # all.
+    data = body.get("data")
+    return status in {207, 400} and isinstance(data, dict) and "batch_results" in data
+
+
+def _parse_json(response: requests.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _server_message(body: Mapping[str, Any]) -> str:
+    """Return the server's own words, short and printable. It never repeats secrets in them."""
+    errors = body.get("errors")
+    if not isinstance(errors, list) or not errors:
+        return ""
+    text = "".join(c if c.isprintable() else " " for c in str(errors[0]))
+    return f": {text[:160].strip()}"
+
+
+def _parse_retry_after(text: str | None) -> float:
+    """Return the seconds of a `Retry-After`; its form as a date is not used by these servers."""
+    return float(text) if text and text.isascii() and text.isdigit() else 0.0
+
+
+def _parse_address(address: str) -> str:
+    parts = urlsplit(address)
+    loopback = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if not parts.hostname or parts.scheme not in {"https", "http"} or parts.query or parts.username:
+        raise KeyConfigurationError(
+            "keys.vault.address (or VAULT_ADDR) must look like https://vault.example:8200."
+        )
+    if parts.scheme == "http" and not loopback:
+        raise KeyConfigurationError(
+            "keys.vault.address (or VAULT_ADDR) must be https unless it is on loopback: tokens and "
+            "data keys travel over it."
+        )
+    return address.rstrip("/")
+
+
+def _new_session(ca_file: str) -> requests.Session:
+    if ca_file:
+        _verify_ca_file(ca_file)
+    session = requests.Session()
+    # Proxies, .netrc and CA bundles of the environment are for the web, not for the key server.
+    session.trust_env = False
+    session.verify = ca_file or True
+    session.cookies.set_policy(_NO_COOKIES)
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_POOL_SIZE, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def _verify_ca_file(ca_file: str) -> None:
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise KeyConfigurationError(
+            f"The CA file {ca_file} cannot be used ({error.strerror or 'no certificate in it'}); "
+            "keys.vault.ca_file or VAULT_CACERT must name a PEM file."
+        ) from error

@@ -1,0 +1,2 @@
+# An officer who opens the second half of a pseudonym. Nobody holds both halves.
+path "${prefix}/transit/decrypt/reid-second" { capabilities = ["update"] }
