@@ -23,10 +23,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+import structlog
 
 from keys.bootstrap import bootstrap, credential_files, fingerprint
 from keys.errors import (
@@ -49,6 +51,10 @@ from keys.vault import FixedToken, VaultClient
 
 _POLL_S = 0.05
 _TAKEOVER_POLL_S = 0.25
+_TAKEOVER_RETRY_S = 5.0
+_PORT_TRIES = 3
+
+_LOG = structlog.get_logger("keys.embedded")
 
 
 class _Listening(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,29 +189,46 @@ class EmbeddedServer:
         return True
 
     def _is_ready(self) -> bool:
-        """Whether the owner's server answers and has been set up as this process expects it."""
-        if self._bootstrapped() != fingerprint(self._settings):
+        """Whether the owner's server answers and has been set up.
+
+        By a process with other settings too: that is said in the log, for the owner to be
+        restarted.
+        """
+        stands = self._bootstrapped()
+        if stands is None:
             return False
         try:
             with self._client("guest", FixedToken(token="")) as client:
                 health = client.health()
         except KeysError:
             return False
+        if stands != fingerprint(self._settings):
+            _LOG.warning("keys.embedded.settings_differ", directory=str(self._files.directory))
         return health.initialized and not health.sealed and not health.standby
+
+    def _withdraw(self) -> None:
+        """Leave the server to others."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+        if self._lock_descriptor is not None:
+            fcntl.flock(self._lock_descriptor, fcntl.LOCK_UN)
 
     def _follow(self) -> None:
         """Wait in the background for the owner to end, then run the server ourselves."""
 
         def wait_for_the_owner_to_end() -> None:
-            while not self._leaving.wait(_TAKEOVER_POLL_S):
+            pause_s = _TAKEOVER_POLL_S
+            while not self._leaving.wait(pause_s):
                 if self._try_lock():
                     try:
                         self._serve()
-                    except KeysError:
-                        # Callers see that the server is away; the next process to start tells why.
-                        if self._process is not None:
-                            self._process.stop()
-                    return
+                    except (KeysError, OSError) as error:
+                        _LOG.exception("keys.embedded.takeover_failed", error=str(error))
+                        self._withdraw()
+                        pause_s = _TAKEOVER_RETRY_S
+                    else:
+                        return
 
         self._follower = threading.Thread(
             target=wait_for_the_owner_to_end, name="openbao-follower", daemon=True
@@ -219,21 +242,38 @@ class EmbeddedServer:
         files = self._files
         self._ensure_seal_key()
         make_private_directory(files.storage)
-        tls = ensure_loopback_tls(files.tls, dt.datetime.now(dt.UTC))
-        port = free_port(self._remembered_port())
-        write_private(files.configuration, render_configuration(files, tls, port).encode())
-        write_private(files.directory / "server.json", msgspec.json.encode(_Listening(port=port)))
-        process = OpenBaoProcess(files)
-        process.start()
-        self._process = process
+        self._start_process()
         with self._client("setup", FixedToken(token="")) as client:
-            self._wait_until(lambda: client.health() is not None, "answer")
             if not client.health().initialized:
                 self._initialise(client)
-            self._wait_until(lambda: _is_active(client), "unseal itself and become active")
+            self._wait_until(partial(_is_active, client), "unseal itself and become active")
         if self._bootstrapped() != fingerprint(self._settings):
             self._set_up()
         self._forget_first_root_token()
+
+    def _start_process(self) -> None:
+        """Start the server and wait until it answers."""
+        files = self._files
+        tls = ensure_loopback_tls(files.tls, dt.datetime.now(dt.UTC))
+        port = self._remembered_port()
+        for tries_left in reversed(range(_PORT_TRIES)):
+            port = free_port(port)
+            write_private(files.configuration, render_configuration(files, tls, port).encode())
+            listening = msgspec.json.encode(_Listening(port=port))
+            write_private(files.directory / "server.json", listening)
+            self._process = OpenBaoProcess(files)
+            self._process.start()
+            try:
+                with self._client("setup", FixedToken(token="")) as client:
+                    self._wait_until(partial(_answers, client), "answer")
+            except EmbeddedServerError as error:
+                # Somebody took the port between our look and the server's.
+                if "address already in use" not in str(error) or not tries_left:
+                    raise
+                self._process.stop()
+                port = None
+            else:
+                return
 
     def _ensure_seal_key(self) -> None:
         if self._files.seal_key.exists():
@@ -331,6 +371,13 @@ class EmbeddedServer:
         settings = msgspec.structs.replace(
             self._settings.vault, address=self.address, ca_file=str(self.ca_file), namespace=""
         )
+        if isinstance(credentials, FixedToken):
+            # Setting up takes the server seconds (a raft election), and half done is worse than
+            # late.
+            patience_s = self._settings.embedded.start_timeout_s
+            settings = msgspec.structs.replace(
+                settings, timeout_s=patience_s, deadline_s=patience_s
+            )
         return VaultClient(settings=settings, role=role, credentials=credentials)
 
     def _listening(self) -> _Listening:
@@ -378,6 +425,11 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
+
+
+def _answers(client: VaultClient) -> bool:
+    client.health()
+    return True
 
 
 def _is_active(client: VaultClient) -> bool:

@@ -140,6 +140,13 @@ class KeyTableError(KeysError):
     retryable = True
 
 
+class CertificateError(KeysError):
+    """There is no certificate to serve with: none was issued yet, or the last one has expired."""
+
+    code = "keys.certificate"
+    retryable = True
+
+
 class EmbeddedServerError(KeysError):
     """The OpenBao that Havengate starts by itself did not start or stopped."""
 

@@ -120,15 +120,20 @@ class Caller:
     sleep: Callable[[float], None]
     uniform: Callable[[], float] = field(repr=False)
 
-    def run[Result](self, attempt: Callable[[float], Result], *, idempotent: bool = True) -> Result:
+    def deadline(self) -> float:
+        """Return the time by which a call that begins now must have ended."""
+        return self.clock() + self.policy.deadline_s
+
+    def run[Result](
+        self, attempt: Callable[[float], Result], *, deadline: float, idempotent: bool = True
+    ) -> Result:
         """Return the first result of `attempt(timeout_s)`.
 
         Only errors marked `retryable` are tried again, and only if the call is idempotent:
-        repeating one that is not might do it twice. Raises the last error, `VaultUnavailableError`
-        at once while the circuit is open, and always returns within `deadline_s` plus the overrun
-        of one attempt.
+        repeating one that is not might do it twice. Raises the last error by `deadline`, at once if
+        the server asks for a longer pause than there is time, and `VaultUnavailableError` at once
+        while the circuit is open.
         """
-        deadline = self.clock() + self.policy.deadline_s
         failed_attempts = 0
         while True:
             try:
@@ -146,8 +151,13 @@ class Caller:
                 self.sleep(pause_s)
 
     def _attempt[Result](self, attempt: Callable[[float], Result], deadline: float) -> Result:
+        remaining_s = deadline - self.clock()
+        if remaining_s < _SMALLEST_ATTEMPT_S:
+            raise VaultUnavailableError(
+                f"The call did not end within its deadline of {self.policy.deadline_s:g} s; the "
+                "key server answers too slowly."
+            )
         ticket = self.breaker.admit()
-        remaining_s = max(deadline - self.clock(), _SMALLEST_ATTEMPT_S)
         try:
             result = attempt(min(self.policy.attempt_timeout_s, remaining_s))
         except VaultThrottledError:

@@ -20,7 +20,7 @@ from typing import Any
 from keys.errors import VaultRejectedError
 from keys.layout import HMAC_KEY, KEK
 from keys.ports import WrappedKey, WrapRequest
-from keys.vault import VaultClient
+from keys.vault import VaultClient, data_of, integer
 
 #: OpenBao refuses JSON bodies of more than 1,000 strings; an item has up to four.
 MAX_BATCH_ITEMS = 200
@@ -69,9 +69,12 @@ class TransitKeyWrapper:
 
     def epochs(self) -> tuple[int, int]:
         """Return the oldest epoch that can still unwrap, and the current one."""
-        data = self._client.call("GET", self._path("keys"))["data"]
-        oldest = max(int(data["min_decryption_version"]), int(data["min_available_version"]), 1)
-        return oldest, int(data["latest_version"])
+        data = data_of(self._client.call("GET", self._path("keys")))
+        minimums = (
+            integer(data, "min_decryption_version"),
+            integer(data, "min_available_version"),
+        )
+        return max(1, *minimums), integer(data, "latest_version")
 
     def roll(self) -> int:
         """Begin a new epoch, forbid wrapping under older ones, and return its number.
@@ -89,18 +92,18 @@ class TransitKeyWrapper:
         Does nothing if they are gone already. Raises `VaultRejectedError` if `oldest` does not
         exist.
         """
-        data = self._client.call("GET", self._path("keys"))["data"]
-        latest = int(data["latest_version"])
+        data = data_of(self._client.call("GET", self._path("keys")))
+        latest = integer(data, "latest_version")
         if not 1 <= oldest <= latest:
             raise VaultRejectedError(
                 f"Epoch {oldest} cannot be the oldest to keep: epochs up to {latest} exist."
             )
-        if int(data["min_available_version"]) >= oldest:
+        if integer(data, "min_available_version") >= oldest:
             return
         # The server trims only below both minimums; neither may go down on a repeated trim.
         self._configure(
-            min_decryption_version=max(oldest, int(data["min_decryption_version"])),
-            min_encryption_version=max(oldest, int(data["min_encryption_version"])),
+            min_decryption_version=max(oldest, integer(data, "min_decryption_version")),
+            min_encryption_version=max(oldest, integer(data, "min_encryption_version")),
         )
         self._client.call("POST", f"{self._path('keys')}/trim", {"min_available_version": oldest})
 
@@ -160,7 +163,7 @@ def _batch_results(answer: dict[str, Any], verb: str, wanted: str, expected: int
 
     Raises `VaultRejectedError` if an item failed or is missing.
     """
-    results = (answer.get("data") or {}).get("batch_results")
+    results = data_of(answer).get("batch_results")
     if not isinstance(results, list) or len(results) != expected:
         raise VaultRejectedError(
             f"The key server answered {verb} without one result for each item."

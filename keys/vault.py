@@ -93,8 +93,8 @@ class _Token:
 class VaultClient:
     """One role's connection. Thread-safe; close it, or use it as a context manager.
 
-    Every method raises a `VaultError` within `settings.deadline_s` (plus at most one login and one
-    repeat after a revoked token), or `KeyConfigurationError` for credentials that cannot be read.
+    Every call ends within `settings.deadline_s`, logins and renewals included. It raises a
+    `VaultError`, or `KeyConfigurationError` for credentials that cannot be read.
     Tokens appear in no message, log or `repr`. `clock` counts seconds and need not be the time of
     day.
     """
@@ -177,16 +177,17 @@ class VaultClient:
         idempotent is sent once; after `VaultUnavailableError` its effect is unknown. An answer 400
         that carries results of a batch is returned, for the caller to look at each item.
         """
-        token = self._usable_token()
+        deadline = self._caller.deadline()
+        token = self._usable_token(deadline)
         try:
-            return self._send(method, path, body, token=token.value, idempotent=idempotent)
+            return self._send(method, path, body, token.value, deadline, idempotent=idempotent)
         except VaultDeniedError:
             # Either this role may not do that, or its token was revoked. Only the second is mended
             # by logging in, and a denied call must not cost the server a new token each time.
-            if isinstance(self._credentials, FixedToken) or self._is_alive(token):
+            if isinstance(self._credentials, FixedToken) or self._is_alive(token, deadline):
                 raise
-        token = self._login(instead_of=token)
-        return self._send(method, path, body, token=token.value, idempotent=idempotent)
+        token = self._login(token, deadline)
+        return self._send(method, path, body, token.value, deadline, idempotent=idempotent)
 
     def health(self) -> ServerHealth:
         """Ask without a token, in one attempt that the circuit breaker neither stops nor counts."""
@@ -203,39 +204,39 @@ class VaultClient:
 
     def token_ttl_s(self) -> float:
         """Log in if need be and return how long the token in hand is still good."""
-        return max(0.0, self._usable_token().expires_at - self._clock())
+        return max(0.0, self._usable_token(self._caller.deadline()).expires_at - self._clock())
 
     # --- Token -----------------------------------------------------------------------------------
 
-    def _usable_token(self) -> _Token:
+    def _usable_token(self, deadline: float) -> _Token:
         token = self._token
         if token is None:
-            return self._login(instead_of=None)
+            return self._login(None, deadline)
         now = self._clock()
         if now < token.renew_at:
             return token
         if now >= token.expires_at:
-            return self._login(instead_of=token)
+            return self._login(token, deadline)
         # One thread renews; the others go on with the token that is still good.
         if not self._login_lock.acquire(blocking=False):
             return token
         try:
-            return self._renew(token) if self._token is token else token
+            return self._renew(token, deadline) if self._token is token else token
         finally:
             self._login_lock.release()
 
-    def _renew(self, token: _Token) -> _Token:
+    def _renew(self, token: _Token, deadline: float) -> _Token:
         """Return a renewed or new token, or the old one if the server cannot be asked just now."""
         try:
             if token.renewable:
-                self._token = self._ask_for_token("auth/token/renew-self", {}, token)
+                self._token = self._ask_for_token("auth/token/renew-self", {}, token, deadline)
                 # The server shortens a life that reaches the role's maximum: a new login starts
                 # afresh.
                 if self._token.expires_at > token.expires_at:
                     return self._token
-            self._token = self._log_in(token)
+            self._token = self._log_in(token, deadline)
         except VaultDeniedError:
-            self._token = self._log_in(token)
+            self._token = self._log_in(token, deadline)
         except VaultUnavailableError:
             pause = min(self._clock() + _RENEWAL_PAUSE_S, token.expires_at)
             self._token = _Token(
@@ -243,23 +244,29 @@ class VaultClient:
             )
         return self._token
 
-    def _login(self, *, instead_of: _Token | None) -> _Token:
+    def _login(self, instead_of: _Token | None, deadline: float) -> _Token:
         """Log in unless another thread has replaced that token meanwhile."""
-        with self._login_lock:
+        if not self._login_lock.acquire(timeout=max(deadline - self._clock(), 0)):
+            raise VaultUnavailableError(
+                f"Role {self.role} waited too long for a login that is under way at {self.address}."
+            )
+        try:
             current = self._token
             stale = instead_of.generation if instead_of else 0
             if current is not None and current.generation > stale:
                 return current
-            self._token = self._log_in(current)
+            self._token = self._log_in(current, deadline)
             return self._token
+        finally:
+            self._login_lock.release()
 
-    def _log_in(self, previous: _Token | None) -> _Token:
+    def _log_in(self, previous: _Token | None, deadline: float) -> _Token:
         if isinstance(self._credentials, FixedToken):
             never = float("inf")
             return _Token(self._credentials.token, never, never, renewable=False, generation=1)
         try:
             return self._ask_for_token(
-                f"{self._credentials.mount}/login", self._credentials.body(), previous
+                f"{self._credentials.mount}/login", self._credentials.body(), previous, deadline
             )
         except (VaultDeniedError, VaultRejectedError) as error:
             raise VaultDeniedError(
@@ -268,10 +275,12 @@ class VaultClient:
                 "a new secret id with `havengate keys bootstrap` and try again."
             ) from error
 
-    def _ask_for_token(self, path: str, body: Mapping[str, Any], previous: _Token | None) -> _Token:
+    def _ask_for_token(
+        self, path: str, body: Mapping[str, Any], previous: _Token | None, deadline: float
+    ) -> _Token:
         asked_at = self._clock()
         value = previous.value if previous and path.endswith("renew-self") else None
-        answer = self._send("POST", path, body, token=value).get("auth") or {}
+        answer = self._send("POST", path, body, value, deadline).get("auth") or {}
         lease_s, text = answer.get("lease_duration"), answer.get("client_token")
         if not isinstance(lease_s, int) or not isinstance(text, str):
             raise VaultRejectedError("The key server answered a login without a token.")
@@ -283,9 +292,9 @@ class VaultClient:
             generation=previous.generation + 1 if previous else 1,
         )
 
-    def _is_alive(self, token: _Token) -> bool:
+    def _is_alive(self, token: _Token, deadline: float) -> bool:
         try:
-            self._send("GET", "auth/token/lookup-self", None, token=token.value)
+            self._send("GET", "auth/token/lookup-self", None, token.value, deadline)
         except VaultDeniedError:
             return False
         return True
@@ -297,12 +306,14 @@ class VaultClient:
         method: str,
         path: str,
         body: Mapping[str, Any] | None,
-        *,
         token: str | None,
+        deadline: float,
+        *,
         idempotent: bool = True,
     ) -> dict[str, Any]:
         return self._caller.run(
             lambda timeout_s: self._request(method, path, body, token, timeout_s),
+            deadline=deadline,
             idempotent=idempotent,
         )
 
@@ -353,13 +364,13 @@ class KVStore:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        data: dict[str, Any] | None = answer["data"]["data"]
-        return data
+        data = data_of(answer).get("data")
+        return data if isinstance(data, dict) else None
 
     def write(self, path: str, values: Mapping[str, Any]) -> int:
         """Store a new version and return its number."""
         answer = self._client.call("POST", self._path("data", path), {"data": dict(values)})
-        return int(answer["data"]["version"])
+        return integer(data_of(answer), "version")
 
     def delete(self, path: str) -> None:
         """Destroy all versions and the metadata: nothing of it can be read again."""
@@ -367,6 +378,24 @@ class KVStore:
 
     def _path(self, kind: str, path: str) -> str:
         return f"{self._client.layout.kv}/{kind}/{self._root}/{check_path(path)}"
+
+
+def data_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `data` of an answer. Raises `VaultRejectedError` if it has none."""
+    data = answer.get("data")
+    if not isinstance(data, dict):
+        raise VaultRejectedError(
+            "The key server's answer carries no data; is it a Vault or OpenBao?"
+        )
+    return data
+
+
+def integer(data: Mapping[str, Any], name: str) -> int:
+    """Return one number of an answer. Raises `VaultRejectedError` if it is missing."""
+    value = data.get(name)
+    if not isinstance(value, int):
+        raise VaultRejectedError(f"The key server's answer carries no number {name}.")
+    return value
 
 
 def check_path(path: str) -> str:
@@ -395,7 +424,7 @@ def _parse_response(response: requests.Response, where: str) -> dict[str, Any]:
     """
     body = _parse_json(response)
     status = response.status_code
-    if status in {200, 204} or _is_batch(status, body):
+    if body is not None and (status in {200, 204} or _is_batch(status, body)):
         return body
     said = _server_message(body)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -406,6 +435,11 @@ def _parse_response(response: requests.Response, where: str) -> dict[str, Any]:
         raise VaultSealedError(f"{where}: the key server is sealed; unseal it.")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise VaultUnavailableError(f"{where}: the server failed with {status}{said}.")
+    if body is None and response.ok:
+        raise VaultUnavailableError(
+            f"{where}: the answer is not a JSON object; something else than a key server answers "
+            "there."
+        )
     if response.is_redirect:
         raise VaultUnavailableError(
             f"{where}: answered a redirect ({status}), as a standby does; tokens do not follow it. "
@@ -427,17 +461,20 @@ def _is_batch(status: int, body: Mapping[str, Any]) -> bool:
     return status in {207, 400} and isinstance(data, dict) and "batch_results" in data
 
 
-def _parse_json(response: requests.Response) -> dict[str, Any]:
+def _parse_json(response: requests.Response) -> dict[str, Any] | None:
+    """Return the object, `{}` for no content, or None for anything else."""
+    if not response.content:
+        return {}
     try:
         body = response.json()
     except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+        return None
+    return body if isinstance(body, dict) else None
 
 
-def _server_message(body: Mapping[str, Any]) -> str:
+def _server_message(body: Mapping[str, Any] | None) -> str:
     """Return the server's own words, short and printable. It never repeats secrets in them."""
-    errors = body.get("errors")
+    errors = body.get("errors") if body else None
     if not isinstance(errors, list) or not errors:
         return ""
     text = "".join(c if c.isprintable() else " " for c in str(errors[0]))
