@@ -57,7 +57,7 @@ def expand(key: bytes | bytearray, info: bytes) -> bytes:
 
 def derive(key: bytes | bytearray, label: bytes, salt: bytes, associated: bytes) -> bytes:
     """Derive the 64 bytes of one message: an AES-256 key and the commitment to key and context."""
-    return expand(key, label + salt + associated)
+    return hmac.digest(key, b"".join((label, salt, associated, _FIRST_BLOCK)), "sha512")
 
 
 def encrypt(derived: bytes, salt: bytes, plaintext: bytes) -> bytes:

@@ -142,7 +142,9 @@ class DataKeyCache:
     """
 
     def __init__(self, settings: CacheSettings, clock: Clock) -> None:
-        self._settings = settings
+        self._max_age_s = settings.max_age_s
+        self._max_uses = settings.max_uses
+        self._max_entries = settings.max_entries
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, DataKey] = OrderedDict()
@@ -233,8 +235,7 @@ class DataKeyCache:
         return key
 
     def _is_usable(self, key: DataKey, now: float) -> bool:
-        age_s = now - key.loaded_at
-        return age_s < self._settings.max_age_s and key.uses < self._settings.max_uses
+        return now - key.loaded_at < self._max_age_s and key.uses < self._max_uses
 
     def _drop(self, key: DataKey) -> None:
         # Not destroyed here: a thread may be about to use it. It is zeroed with its last reference.
@@ -315,7 +316,7 @@ class DataKeyCache:
                 kept[name] = self._keep(key, began_at)
                 if isinstance(name, KeyOwner):
                     self._sealing[name] = key.key_id
-            while len(self._entries) > self._settings.max_entries:
+            while len(self._entries) > self._max_entries:
                 self._drop(next(iter(self._entries.values())))
             return kept
 

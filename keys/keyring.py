@@ -138,19 +138,32 @@ class Keyring:
 
     def open_for_person(self, *, tenant: str, field: str, text: str) -> bytes:
         """Open a text from `seal_for_person` without knowing whose it is. Raises like `unseal`."""
+        return self.open_for_owner(tenant=tenant, service=AUDIT_SERVICE, field=field, text=text)
+
+    def key_ids(self, *, tenant: str, person: str) -> list[str]:
+        """Return the ids of all keys this person has, oldest first."""
+        return [row.key_id for row in self._store.table.versions(self.owner(tenant, person))]
+
+    # --- For the modules beside this one ----------------------------------------------------------
+
+    def seal_for_owner(self, owner: KeyOwner, *, service: str, field: str, plaintext: bytes) -> str:
+        """Seal for a person of whom only the tag is known."""
+        place = aead.encode_parts([owner.tenant, owner.name]) + _place(service, field)
+        salt = aead.new_salt()
+        key, derived = self._derive_to_seal(owner, aead.MESSAGE_LABEL, salt, place)
+        return format_sealed(key.key_id, aead.encrypt(derived, salt, plaintext))
+
+    def open_for_owner(self, *, tenant: str, service: str, field: str, text: str) -> bytes:
+        """Open a text for whichever person its key belongs to. Raises like `unseal`."""
         sealed = parse_sealed(text)
         owner = self._store.by_id(sealed.key_id).owner
         if owner.kind != "person":
             raise aead.unseal_error()
         part = aead.encode_parts([tenant, owner.name])
-        place = part + _place(AUDIT_SERVICE, field)
+        place = part + _place(service, field)
         salt = aead.salt_of(sealed.message)
         derived = self._derive_to_open(sealed.key_id, aead.MESSAGE_LABEL, salt, place)
         return aead.decrypt(derived, sealed.message)
-
-    def key_ids(self, *, tenant: str, person: str) -> list[str]:
-        """Return the ids of all keys this person has, oldest first."""
-        return [row.key_id for row in self._store.table.versions(self.owner(tenant, person))]
 
     # --- Persons ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 from typing import NamedTuple
 
 from keys.errors import MalformedSealedTextError
@@ -21,7 +22,17 @@ KEY_ID_CHARACTERS = 12
 _MESSAGE_AT = len(PREFIX) + KEY_ID_CHARACTERS + 1
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
-_PADDING = (b"", b"===", b"==", b"=")
+#: What the decoder wants behind a text whose length leaves this remainder by 4.
+_PADDING = (b"", b"", b"==", b"=")
+_ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
+_KEY_ID = re.compile(r"[A-Za-z0-9_-]{12}")
+#: The last character of such a text carries 6, none, 2 or 4 bits; the unused ones are zero.
+_LAST = (
+    frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") | {""},
+    frozenset[str](),
+    frozenset("AQgw"),
+    frozenset("AEIMQUYcgkosw048"),
+)
 
 
 # A tuple, not a dataclass: one is made for every field that is opened.
@@ -42,11 +53,10 @@ def parse_base64url(text: str) -> bytes:
 
     Raises `ValueError`; the callers say what was malformed.
     """
-    url = text.encode("ascii")
-    raw = binascii.a2b_base64(url.translate(_FROM_URL) + _PADDING[len(url) % 4])
-    if encode_base64url(raw) != text:
+    # The decoder passes over foreign characters and stray bits: both are refused before it.
+    if not _ALPHABET.fullmatch(text) or text[-1:] not in _LAST[len(text) % 4]:
         raise ValueError("not canonical base64url")
-    return raw
+    return binascii.a2b_base64(text.encode().translate(_FROM_URL) + _PADDING[len(text) % 4])
 
 
 def new_key_id() -> str:
@@ -72,8 +82,9 @@ def parse_sealed(text: str) -> SealedText:
     if not text.startswith(PREFIX) or text[_MESSAGE_AT - 1 : _MESSAGE_AT] != ".":
         raise _malformed("a text of the form hg1.<key id>.<message>")
     key_id = text[len(PREFIX) : _MESSAGE_AT - 1]
+    if not _KEY_ID.fullmatch(key_id):
+        raise _malformed("a key id of 12 base64url characters")
     try:
-        parse_base64url(key_id)
         message = parse_base64url(text[_MESSAGE_AT:])
     except ValueError as error:
         raise _malformed("canonical base64url without padding") from error

@@ -7,6 +7,7 @@ and the modules beside it do.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -61,7 +62,7 @@ class KeyStore:
         self._budgets_lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._generation: int | None = None
-        self._refreshed_at: float | None = None
+        self._refreshed_at = -math.inf
         self._swept_at = monotonic()
         self._when_emptied: list[Callable[[], None]] = []
 
@@ -135,12 +136,13 @@ class KeyStore:
         return len(self._cache)
 
     def _refresh(self) -> None:
-        if self._is_fresh():
+        # A clock that stepped back gives a negative age, which is not fresh either.
+        if 0 <= self._monotonic() - self._refreshed_at < self._settings.refresh_s:
             return
         with self._refreshing:
-            if self._is_fresh():
-                return
             now = self._monotonic()
+            if 0 <= now - self._refreshed_at < self._settings.refresh_s:
+                return
             generation = self.table.generation()
             if self._generation not in {None, generation}:
                 self.empty()
@@ -149,11 +151,6 @@ class KeyStore:
             if not 0 <= now - self._swept_at < self._settings.max_age_s / _SWEEPS_PER_LIFE:
                 self._cache.sweep()
                 self._swept_at = now
-
-    def _is_fresh(self) -> bool:
-        at = self._refreshed_at
-        # A clock that stepped back gives a negative age, which is not fresh either.
-        return at is not None and 0 <= self._monotonic() - at < self._settings.refresh_s
 
     # --- Fetching ---------------------------------------------------------------------------------
 

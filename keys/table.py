@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from keys.database import KeyDatabase
 from keys.errors import KeyTableError
 from keys.model import KeyOwner, KeyRow
-from keys.schema import data_keys, key_epochs, key_state
+from keys.schema import data_keys, key_epochs, key_erasures, key_state
 
 #: SQLite allows 32,766 bound values in a statement; PostgreSQL 65,535.
 _CHUNK = 5_000
@@ -109,6 +109,12 @@ class KeyTable:
                 {int(epoch): int(n) for epoch, n in connection.execute(by_epoch)},
                 int(connection.execute(erased).scalar_one()),
             )
+
+    def unfinished_erasures(self) -> int:
+        """Return how many erasures destroyed keys but did not get to record their outcome."""
+        statement = select(func.count()).where(key_erasures.c.log_index.is_(None))
+        with self._database.reading() as connection:
+            return int(connection.execute(statement).scalar_one())
 
     # --- Writing keys ----------------------------------------------------------------------------
 
