@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -70,7 +71,9 @@ def read_state(directory: Path) -> State | None:
     """The state of a log's directory; None if there is none. Raises `LogTamperedError`."""
     path = directory / STATE
     try:
-        found = msgspec.json.decode(read_bounded(path, _MAX_STATE_BYTES), type=_StateFile)
+        body, _, checksum = read_bounded(path, _MAX_STATE_BYTES).partition(b"\n")
+        # A body whose checksum does not fit is taken as no body at all.
+        found = msgspec.json.decode(body if checksum == _checksum(body) else b"", type=_StateFile)
         root = decode_base64(found.root, what="root")
     except FileNotFoundError:
         return None
@@ -88,7 +91,12 @@ def write_state(directory: Path, state: State) -> None:
     file = _StateFile(
         origin=state.origin, size=state.size, root=encode_base64(state.root), swept=state.swept
     )
-    replace_file_durably(directory / STATE, msgspec.json.encode(file) + b"\n")
+    body = msgspec.json.encode(file)
+    replace_file_durably(directory / STATE, body + b"\n" + _checksum(body))
+
+
+def _checksum(body: bytes) -> bytes:
+    return f"{crc32(body):08x}\n".encode()
 
 
 def check_origin(directory: Path, state: State, origin: str) -> None:
@@ -342,5 +350,7 @@ def open_segment_at(directory: Path, origin: str, index: int) -> Segment:
 
 def first_difference(one: bytes, other: bytes) -> int:
     """Offset of the first byte that differs, or where the shorter one ends."""
+    if one == other[: len(one)]:
+        return len(one)
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

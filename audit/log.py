@@ -286,7 +286,7 @@ class LogWriter:
             except LogUnavailableError as error:
                 outcomes = [error] * len(batch)
             except Exception as error:  # noqa: BLE001 - the journal's state is not known any more
-                failure = _halted(error)
+                failure = as_halt(error)
                 self.halt(failure)
                 outcomes = [failure] * len(batch)
             deliver(list(zip(batch, outcomes, strict=True)))
@@ -409,7 +409,7 @@ class LogWriter:
             self.halt(error)
             return error
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more may be promised
-            failure = _halted(error)
+            failure = as_halt(error)
             self.halt(failure)
             return failure
         self._integration_error = None
@@ -458,7 +458,10 @@ def _repeated(before: tuple[int, bytes], leaf: bytes) -> Outcome:
     return Sequenced(index, leaf)
 
 
-def _halted(error: Exception) -> LogUnavailableError:
+def as_halt(error: Exception) -> LogUnavailableError:
+    """The error with which a writer halts because of `error`."""
+    if isinstance(error, LogTamperedError):
+        return error
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
     return LogUnavailableError(
         f"The log's disk failed ({reason}); what it kept is not known, so nothing more is written. "

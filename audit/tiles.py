@@ -137,8 +137,23 @@ class TreeEdge:
     def append(self, leaf: bytes) -> list[tuple[Tile, bytes]]:
         """Add a leaf hash; return the tiles that it filled, from level 0 upwards."""
         self._size += 1
+        return self._carry(leaf)
+
+    def append_tile(self, leaves: bytes) -> list[tuple[Tile, bytes]]:
+        """Add the 256 leaf hashes of a whole tile, where one begins; return the tiles filled."""
+        if self._size % TILE_WIDTH or len(leaves) != TILE_BYTES:
+            raise ValueError("a whole tile can only be added where one begins")
+        self._size += TILE_WIDTH
+        if self._levels:
+            self._levels[0].clear()
+        else:
+            self._levels.append(bytearray())
+        self._levels[0] += leaves[:-HASH_BYTES]
+        return self._carry(leaves[-HASH_BYTES:])
+
+    def _carry(self, carried: bytes) -> list[tuple[Tile, bytes]]:
         filled: list[tuple[Tile, bytes]] = []
-        level, carried = 0, leaf
+        level = 0
         while True:
             if level == len(self._levels):
                 self._levels.append(bytearray())
