@@ -435,15 +435,15 @@ def _parse_response(response: requests.Response, where: str) -> dict[str, Any]:
         raise VaultSealedError(f"{where}: the key server is sealed; unseal it.")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise VaultUnavailableError(f"{where}: the server failed with {status}{said}.")
-    if body is None and response.ok:
-        raise VaultUnavailableError(
-            f"{where}: the answer is not a JSON object; something else than a key server answers "
-            "there."
-        )
     if response.is_redirect:
         raise VaultUnavailableError(
             f"{where}: answered a redirect ({status}), as a standby does; tokens do not follow it. "
             "Configure the address of the active server or of a balancer that knows it."
+        )
+    if body is None and response.ok:
+        raise VaultUnavailableError(
+            f"{where}: the answer is not a JSON object; something else than a key server answers "
+            "there."
         )
     if status in {401, 403}:
         raise VaultDeniedError(
@@ -482,8 +482,11 @@ def _server_message(body: Mapping[str, Any] | None) -> str:
 
 
 def _parse_retry_after(text: str | None) -> float:
-    """Return the seconds of a `Retry-After`; its form as a date is not used by these servers."""
-    return float(text) if text and text.isascii() and text.isdigit() else 0.0
+    """Return for how long to wait, 0 if the server named no time.
+
+    These servers send whole seconds, rounded down: a 0 means up to one. They never send a date.
+    """
+    return float(text) + 1 if text and text.isascii() and text.isdigit() else 0.0
 
 
 def _parse_address(address: str) -> str:

@@ -50,6 +50,10 @@ class RunningServer:
             self.embedded = EmbeddedServer(self.settings)
             self.embedded.__enter__()
 
+    def reload(self) -> None:
+        """Let the server open its audit file again, as after a log rotation."""
+        self._signal(signal.SIGHUP)
+
     def seal(self) -> None:
         """Seal the server. It stays so until it is killed or restarted."""
         token = self.embedded._generate_root()
