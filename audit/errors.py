@@ -35,6 +35,12 @@ class MalformedNoteError(AuditError):
     code = "audit.note_malformed"
 
 
+class MalformedQueryError(AuditError):
+    """A search that cannot be asked: a word, time or combination that the log does not know."""
+
+    code = "audit.query_malformed"
+
+
 # --- The operator must act -----------------------------------------------------------------------
 
 
@@ -42,6 +48,18 @@ class AuditConfigurationError(AuditError):
     """A setting, file or permission is wrong."""
 
     code = "audit.configuration"
+
+
+class IndexUnavailableError(AuditError):
+    """The search index cannot be read or written. It is disposable: rebuild it from the log."""
+
+    code = "audit.index_unavailable"
+
+
+class RetentionError(AuditError):
+    """Pruning was refused, because the clock or the log does not look right."""
+
+    code = "audit.retention_refused"
 
 
 class LogUnavailableError(AuditError):

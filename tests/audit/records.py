@@ -82,6 +82,7 @@ class MemoryLog:
     held: list[bytes] = field(default_factory=list)
     fail: Exception | None = None
     fail_at: int = 0
+    origin: str = "test.example/log"
 
     def append(self, entry: bytes) -> Place:
         if self.fail is not None:
@@ -95,15 +96,13 @@ class MemoryLog:
         await asyncio.sleep(0)
         return self.append(entry)
 
-    @property
-    def origin(self) -> str:
-        return "test.example/log"
-
-    @property
     def size(self) -> int:
         return len(self.held)
 
-    def entries(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    def entry(self, index: int) -> bytes:
+        return self.held[index]
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
         stop = len(self.held) if end is None else end
         yield from enumerate(self.held[start:stop], start)
 

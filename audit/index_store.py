@@ -1,0 +1,299 @@
+"""The tables of the search index, and how rows get into them fast.
+
+Lives here: the schema (SQLAlchemy Core), the two databases' ways of words and bulk inserts, one
+transaction per batch. Not here: what is indexed when, and what is asked (`audit.index`).
+
+SQLite keeps words in FTS5 without content or positions; PostgreSQL in a `tsvector` with GIN. The
+index can be thrown away, so SQLite syncs only at checkpoints: after a power cut it is older, never
+torn (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    literal_column,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from audit.criteria import WORD_MARKS
+from audit.errors import AuditConfigurationError, IndexUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.engine import URL
+
+#: Raised when the tables change: an index of another format is thrown away.
+FORMAT = 1
+_BUSY_TIMEOUT_S = 30
+_CACHE_KIB = 65_536
+
+metadata = MetaData()
+entries = Table(
+    "audit_entries",
+    metadata,
+    Column(
+        "log_index",
+        BigInteger().with_variant(Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("time", BigInteger, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("request", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("actor_key", String),
+    Column("service", String),
+    Column("action", String, nullable=False),
+    Column("decision", String),
+    Column("outcome", String),
+)
+Index("audit_entries_request", entries.c.request)
+Index("audit_entries_time", entries.c.time)
+Index("audit_entries_actor", entries.c.actor_key, entries.c.log_index)
+Index("audit_entries_action", entries.c.action, entries.c.log_index)
+# What is looked for and rare; what is allowed and succeeds is neither.
+_DENIED = entries.c.decision == "deny"
+_FAILED = entries.c.outcome.in_(["denied", "failed", "aborted"])
+Index("audit_entries_denied", entries.c.log_index, sqlite_where=_DENIED, postgresql_where=_DENIED)
+Index("audit_entries_failed", entries.c.log_index, sqlite_where=_FAILED, postgresql_where=_FAILED)
+
+
+def _list_table(name: str, column: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column(column, String, primary_key=True),
+        Column("log_index", BigInteger, primary_key=True, autoincrement=False),
+        sqlite_with_rowid=False,
+    )
+
+
+patients = _list_table("audit_patients", "key_id")
+labels = _list_table("audit_labels", "label")
+rules = _list_table("audit_rules", "rule")
+state = Table(
+    "audit_index_state",
+    metadata,
+    Column("format", Integer, primary_key=True, autoincrement=False),
+    Column("origin", String, nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("last_leaf", String, nullable=False),
+)
+
+_SQLITE_WORDS = (
+    "CREATE VIRTUAL TABLE IF NOT EXISTS audit_words USING fts5(words, content='', detail=none, "
+    f"columnsize=0, tokenize=\"unicode61 tokenchars '{WORD_MARKS}'\")"
+)
+_POSTGRES_TABLE = (
+    "CREATE TABLE IF NOT EXISTS audit_words (log_index bigint PRIMARY KEY, words tsvector NOT NULL)"
+)
+_POSTGRES_WORDS = (
+    _POSTGRES_TABLE,
+    "CREATE INDEX IF NOT EXISTS audit_words_gin ON audit_words USING gin (words)",
+)
+# For queries only; each database makes this table in its own way.
+_words = Table(
+    "audit_words", MetaData(), Column("log_index", BigInteger), Column("words", TSVECTOR)
+)
+_INSERTS = {
+    "audit_entries": 10,
+    "audit_patients": 2,
+    "audit_labels": 2,
+    "audit_rules": 2,
+}
+
+
+class Rows:
+    """What one batch adds. Lists of tuples in the order of the tables' columns."""
+
+    __slots__ = ("entries", "labels", "patients", "rules", "words")
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[Any, ...]] = []
+        self.patients: list[tuple[str, int]] = []
+        self.labels: list[tuple[str, int]] = []
+        self.rules: list[tuple[str, int]] = []
+        #: Words of an entry, separated by spaces, in any case.
+        self.words: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        """How much memory and work the batch is, in rows."""
+        return len(self.entries) + len(self.patients) + len(self.labels) + len(self.rules)
+
+    def lists(self) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
+        """Table name and rows. Patients are sorted: their keys are random, and pages are not."""
+        yield "audit_entries", self.entries
+        yield "audit_patients", sorted(set(self.patients))
+        yield "audit_labels", list(dict.fromkeys(self.labels))
+        yield "audit_rules", list(dict.fromkeys(self.rules))
+
+
+class Store:
+    """One database that holds an index. Thread-safe; failures are `IndexUnavailableError`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _parse_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            _prepare_file(self._url)
+            connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S}
+        else:
+            connect_args = {"connect_timeout": _BUSY_TIMEOUT_S}
+        self.engine: Engine = create_engine(
+            self._url, connect_args=connect_args, pool_pre_ping=True
+        )
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def create(self) -> None:
+        """Make the tables that are missing."""
+        with self.translated():
+            metadata.create_all(self.engine)
+            statements = [_SQLITE_WORDS] if self.is_sqlite else _POSTGRES_WORDS
+            with self.engine.begin() as connection:
+                for statement in statements:
+                    connection.execute(text(statement))
+
+    def discard(self) -> None:
+        """Throw the whole index away, damaged or not."""
+        if self.is_sqlite:
+            self.engine.dispose()
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._url.database}{suffix}").unlink(missing_ok=True)
+            _prepare_file(self._url)
+            return
+        with self.translated(), self.engine.begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(text("DROP TABLE IF EXISTS audit_words"))
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the database's errors into ours. Their text may quote rows, so it is not shown."""
+        database_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        try:
+            yield
+        except (SQLAlchemyError, database_error, OSError) as error:
+            raise IndexUnavailableError(
+                f"The search index failed with {type(error).__name__}. Look at the database of "
+                "[audit] index_url, or make the index anew: havengate audit rebuild-index."
+            ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[Any]:
+        """A cursor in one transaction that no other writer shares; undone if the block raises."""
+        with self.translated():
+            connection = self.engine.raw_connection()
+            try:
+                cursor: Any = connection.cursor()
+                try:
+                    cursor.execute("BEGIN IMMEDIATE" if self.is_sqlite else "BEGIN")
+                    if not self.is_sqlite:
+                        cursor.execute("LOCK TABLE audit_index_state IN EXCLUSIVE MODE")
+                    yield cursor
+                    cursor.execute("COMMIT")
+                except BaseException:
+                    connection.rollback()
+                    raise
+                finally:
+                    cursor.close()
+            finally:
+                connection.close()
+
+    def insert(self, cursor: Any, rows: Rows) -> None:
+        """Add a batch within `writing`."""
+        if self.is_sqlite:
+            for table, values in rows.lists():
+                marks = ",".join("?" * _INSERTS[table])
+                cursor.executemany(f"INSERT INTO {table} VALUES ({marks})", values)  # noqa: S608 - our own names
+            cursor.executemany("INSERT INTO audit_words (rowid, words) VALUES (?, ?)", rows.words)
+            return
+        for table, values in rows.lists():
+            with cursor.copy(f"COPY {table} FROM STDIN") as copy:
+                for row in values:
+                    copy.write_row(row)
+        with cursor.copy("COPY audit_words FROM STDIN") as copy:
+            for index, words in rows.words:
+                # The words hold none of the characters that a tsvector's text form would escape.
+                lexemes = sorted(set(words.lower().split()))
+                copy.write_row((index, " ".join(f"'{lexeme}'" for lexeme in lexemes)))
+
+    def words_match(self, words: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that every one of `words` begins a word of the entry."""
+        if self.is_sqlite:
+            found = text("SELECT rowid FROM audit_words WHERE audit_words MATCH :words").bindparams(
+                words=" AND ".join(f'"{word}"*' for word in words)
+            )
+            return entries.c.log_index.in_(found.columns(literal_column("rowid", Integer)))
+        query = " & ".join(f"'{word}':*" for word in words)
+        matching = select(_words.c.log_index).where(
+            _words.c.words.op("@@")(text("cast(:words as tsquery)").bindparams(words=query))
+        )
+        return entries.c.log_index.in_(matching)
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise AuditConfigurationError(_url_message()) from None
+    if parsed.drivername == "postgresql+psycopg":
+        return parsed
+    if parsed.drivername == "sqlite" and parsed.database not in {None, "", ":memory:"}:
+        return parsed
+    raise AuditConfigurationError(_url_message())
+
+
+def _url_message() -> str:
+    # The URL may hold a password: it is not repeated.
+    return (
+        "expected [audit] index_url as sqlite:///path/to/file or "
+        "postgresql+psycopg://user@host/database, got something else; correct the configuration"
+    )
+
+
+def _prepare_file(url: URL) -> None:
+    path = Path(url.database or "")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its -wal and -shm files the mode of the database file.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise AuditConfigurationError(
+            f"expected to create {path}, got {error.strerror}; correct [audit] index_url"
+        ) from error
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # Transactions are begun by hand, so that a writer takes its lock before it reads the position.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    cursor.close()
