@@ -44,7 +44,7 @@ class Workbench:
         return self.keyring.unseal(context_of(person), text)
 
 
-def context_of(person: str, **changes: str) -> FieldContext:
+def context_of(person: str, /, **changes: str) -> FieldContext:
     """Return a context that differs from the usual one only in what is named."""
     values = {"tenant": TENANT, "person": person, "service": "ehr", "field": "Patient.name"}
     return FieldContext(**{**values, **changes})
