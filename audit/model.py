@@ -75,6 +75,7 @@ _REFERENCE = re.compile(r"(?!eyJ)[A-Za-z]{1,48}/(?!eyJ)[A-Za-z0-9.-]{1,64}").ful
 _VALUE = re.compile(r"(?!eyJ)[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}").fullmatch
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}").fullmatch
 _ADDRESS = re.compile(r"[0-9a-f.:]{2,45}").fullmatch
+_KEY_ID = re.compile(r"[A-Za-z0-9_-]{12}").fullmatch
 _SEALED = re.compile(r"hg1\.[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{16,1024}").fullmatch
 
 _CODE_HELP = "one to six words of at most 24 letters or digits, joined by one of . _ : / -"
@@ -203,6 +204,7 @@ class Entry(_Part, frozen=True, kw_only=True):
     decision: Decision | None = None
     details: dict[str, str] = {}
     duration_us: int | None = None
+    key_ids: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     obligations: tuple[str, ...] = ()
     outcome: Outcome | None = None
@@ -279,6 +281,8 @@ class Entry(_Part, frozen=True, kw_only=True):
         _check_codes("labels", self.labels)
         _check_codes("rules", self.rules)
         _check_codes("obligations", self.obligations)
+        for key_id in self.key_ids:
+            _text("key_ids", key_id, _KEY_ID, "the id of a key, 12 characters of base64url")
         for patient in self.patients:
             if type(patient) is not str or not _SEALED(patient):
                 raise _refuse("patients", _SEALED_HELP)

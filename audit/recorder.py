@@ -52,14 +52,18 @@ class Sequenced(Protocol):
 
 
 class Appender(Protocol):
-    """The log, or a client of its writer. Both raise an `AuditError` unless it is durable."""
+    """The log, for threads: its writer, or a client that waits (`audit.transport`)."""
 
     def append(self, entry: bytes) -> Sequenced:
-        """Append and wait."""
+        """Append and wait. Raises an `AuditError` unless the entry is durable."""
         ...
 
+
+class AsyncAppender(Protocol):
+    """The log, for an event loop: its writer, or a client of it."""
+
     def append_async(self, entry: bytes) -> Awaitable[Sequenced]:
-        """Append without blocking the event loop."""
+        """Append without blocking. Raises as `Appender.append`, at once or when awaited."""
         ...
 
 
@@ -100,6 +104,7 @@ class Act:
     bytes_in: int | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     details: Mapping[str, str] = field(default_factory=dict)
+    key_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,88 +141,32 @@ class Begun:
     sealed: Mapping[tuple[str, str], str] = field(repr=False)
 
 
-class Recorder:
-    """Makes entries and waits until they are durable. Safe to share between threads and tasks."""
+class _Drafting:
+    """What both recorders share: names, time and ids of entries to be."""
 
-    def __init__(
-        self, log: Appender, *, sealer: PersonSealer, clock: Clock, ids: Callable[[], str]
-    ) -> None:
-        self._log = log
+    def __init__(self, *, sealer: PersonSealer, clock: Clock, ids: Callable[[], str]) -> None:
         self._sealer = sealer
         self._clock = clock
         self._ids = ids
 
-    def intent(self, act: Act, *, request: str | None = None) -> Begun:
-        """Record what is about to happen, before any effect."""
-        return self._begin("intent", act, request)
+    def _first(self, stage: Stage, act: Act, request: str | None) -> _Draft:
+        return self._make(stage, request or self._ids(), act)
 
-    def opened(self, act: Act, *, request: str | None = None) -> Begun:
-        """Record a stream that is about to be opened."""
-        return self._begin("opened", act, request)
-
-    def outcome(self, begun: Begun, end: End) -> int:
-        """Record what came of an intent, before anything is released. Return the entry's index."""
-        return self._append(
-            self._draft("outcome", begun.request, _merged(begun.act, end), end, begun)
-        )
-
-    def message(self, begun: Begun, act: Act, *, sequence: int) -> int:
-        """Record message `sequence` (from 1) of a stream, before it is passed on."""
-        return self._append(
-            self._draft("message", begun.request, act, None, begun, sequence=sequence)
-        )
-
-    def closed(self, begun: Begun, end: End, *, sequence: int) -> int:
-        """Record the end of a stream, after `sequence` messages."""
+    def _last(self, stage: Stage, begun: Begun, end: End, *, sequence: int | None = None) -> _Draft:
         act = _merged(begun.act, end)
-        return self._append(
-            self._draft("closed", begun.request, act, end, begun, sequence=sequence)
-        )
+        return self._make(stage, begun.request, act, begun=begun, end=end, sequence=sequence)
 
-    async def intent_async(self, act: Act, *, request: str | None = None) -> Begun:
-        """As `intent`, without blocking the event loop."""
-        return await self._begin_async("intent", act, request)
+    def _message(self, begun: Begun, act: Act, sequence: int) -> _Draft:
+        return self._make("message", begun.request, act, begun=begun, sequence=sequence)
 
-    async def opened_async(self, act: Act, *, request: str | None = None) -> Begun:
-        """As `opened`, without blocking the event loop."""
-        return await self._begin_async("opened", act, request)
-
-    async def outcome_async(self, begun: Begun, end: End) -> int:
-        """As `outcome`, without blocking the event loop."""
-        act = _merged(begun.act, end)
-        return await self._append_async(self._draft("outcome", begun.request, act, end, begun))
-
-    async def message_async(self, begun: Begun, act: Act, *, sequence: int) -> int:
-        """As `message`, without blocking the event loop."""
-        return await self._append_async(
-            self._draft("message", begun.request, act, None, begun, sequence=sequence)
-        )
-
-    async def closed_async(self, begun: Begun, end: End, *, sequence: int) -> int:
-        """As `closed`, without blocking the event loop."""
-        act = _merged(begun.act, end)
-        return await self._append_async(
-            self._draft("closed", begun.request, act, end, begun, sequence=sequence)
-        )
-
-    def _begin(self, stage: Stage, act: Act, request: str | None) -> Begun:
-        draft = self._draft(stage, request or self._ids(), act, None, None)
-        index = self._append(draft)
-        return Begun(request=draft.request, index=index, act=act, sealed=draft.sealed)
-
-    async def _begin_async(self, stage: Stage, act: Act, request: str | None) -> Begun:
-        draft = self._draft(stage, request or self._ids(), act, None, None)
-        index = await self._append_async(draft)
-        return Begun(request=draft.request, index=index, act=act, sealed=draft.sealed)
-
-    def _draft(
+    def _make(
         self,
         stage: Stage,
         request: str,
         act: Act,
-        end: End | None,
-        begun: Begun | None,
         *,
+        begun: Begun | None = None,
+        end: End | None = None,
         sequence: int | None = None,
     ) -> _Draft:
         return _Draft(
@@ -230,12 +179,78 @@ class Recorder:
             sealed=dict(begun.sealed) if begun else {},
         )
 
+
+class Recorder(_Drafting):
+    """Makes entries and waits until they are durable. Threads may share it."""
+
+    def __init__(
+        self, log: Appender, *, sealer: PersonSealer, clock: Clock, ids: Callable[[], str]
+    ) -> None:
+        super().__init__(sealer=sealer, clock=clock, ids=ids)
+        self._log = log
+
+    def intent(self, act: Act, *, request: str | None = None) -> Begun:
+        """Record what is about to happen, before any effect."""
+        return self._begin(self._first("intent", act, request))
+
+    def opened(self, act: Act, *, request: str | None = None) -> Begun:
+        """Record a stream that is about to be opened."""
+        return self._begin(self._first("opened", act, request))
+
+    def outcome(self, begun: Begun, end: End) -> int:
+        """Record what came of an intent, before anything is released. Return the entry's index."""
+        return self._append(self._last("outcome", begun, end))
+
+    def message(self, begun: Begun, act: Act, *, sequence: int) -> int:
+        """Record message `sequence` (from 1) of a stream, before it is passed on."""
+        return self._append(self._message(begun, act, sequence))
+
+    def closed(self, begun: Begun, end: End, *, sequence: int) -> int:
+        """Record the end of a stream, after `sequence` messages."""
+        return self._append(self._last("closed", begun, end, sequence=sequence))
+
+    def _begin(self, draft: _Draft) -> Begun:
+        return draft.begun(self._append(draft))
+
     def _append(self, draft: _Draft) -> int:
         draft.seal(self._sealer)
         indices = [self._log.append(raw).index for raw in draft.encode()]
         return indices[0]
 
-    async def _append_async(self, draft: _Draft) -> int:
+
+class AsyncRecorder(_Drafting):
+    """As `Recorder`, for an event loop, which it never blocks. Tasks may share it."""
+
+    def __init__(
+        self, log: AsyncAppender, *, sealer: PersonSealer, clock: Clock, ids: Callable[[], str]
+    ) -> None:
+        super().__init__(sealer=sealer, clock=clock, ids=ids)
+        self._log = log
+
+    async def intent(self, act: Act, *, request: str | None = None) -> Begun:
+        """As `Recorder.intent`."""
+        return await self._begin(self._first("intent", act, request))
+
+    async def opened(self, act: Act, *, request: str | None = None) -> Begun:
+        """As `Recorder.opened`."""
+        return await self._begin(self._first("opened", act, request))
+
+    async def outcome(self, begun: Begun, end: End) -> int:
+        """As `Recorder.outcome`."""
+        return await self._append(self._last("outcome", begun, end))
+
+    async def message(self, begun: Begun, act: Act, *, sequence: int) -> int:
+        """As `Recorder.message`."""
+        return await self._append(self._message(begun, act, sequence))
+
+    async def closed(self, begun: Begun, end: End, *, sequence: int) -> int:
+        """As `Recorder.closed`."""
+        return await self._append(self._last("closed", begun, end, sequence=sequence))
+
+    async def _begin(self, draft: _Draft) -> Begun:
+        return draft.begun(await self._append(draft))
+
+    async def _append(self, draft: _Draft) -> int:
         if draft.unsealed():
             # A key that is not in memory costs a call of the key server, which blocks.
             await asyncio.to_thread(draft.seal, self._sealer)
@@ -255,6 +270,10 @@ class _Draft:
     time: int
     #: By field and name.
     sealed: dict[tuple[str, str], str]
+
+    def begun(self, index: int) -> Begun:
+        """What the later stages of this exchange refer to, once it is durable at `index`."""
+        return Begun(request=self.request, index=index, act=self.act, sealed=self.sealed)
 
     def unsealed(self) -> list[tuple[str, str, str]]:
         """Field, person and text of all names that have no sealed form yet."""
@@ -302,6 +321,7 @@ class _Draft:
                 bytes_in=act.bytes_in,
                 counts=dict(act.counts),
                 details=dict(act.details),
+                key_ids=act.key_ids,
                 sequence=self.sequence,
                 outcome=end.outcome if end else None,
                 status=end.status if end else None,
@@ -396,11 +416,18 @@ def clock_step_entry(before_s: float, after_s: float) -> bytes:
     return log_entry("log.clock", time_s=after_s, request=str(uuid.uuid4()), counts=counts)
 
 
+def repair_entry(*, cut_bytes: int, time_s: float) -> bytes:
+    """Return the entry that says how many bytes, never acknowledged, a crash had left behind."""
+    counts = {"cut_bytes": cut_bytes}
+    return log_entry("log.repair", time_s=time_s, request=str(uuid.uuid4()), counts=counts)
+
+
 class KeyEventLog:
     """Satisfies `keys.ports.KeyEventRecorder`: what is done to keys goes into the same log.
 
     An actor that is in `services` is named in clear; anybody else is a person and sealed. `record`
     returns the entry's index once it is durable and raises otherwise: then nothing may be done.
+    What concerns the keys of all tenants is recorded for `tenant`, whose staff did it.
     """
 
     def __init__(
@@ -409,11 +436,13 @@ class KeyEventLog:
         *,
         sealer: PersonSealer,
         clock: Clock,
+        tenant: str,
         services: frozenset[str] = frozenset({"havengate"}),
     ) -> None:
         self._log = log
         self._sealer = sealer
         self._clock = clock
+        self._tenant = tenant
         self._services = services
 
     def record(self, event: KeyEvent) -> int:
@@ -429,7 +458,12 @@ class KeyEventLog:
             stage=event.stage,
             request=event.request_id,
             act=Act(
-                tenant=event.tenant, who=who, action=event.action, details=texts, counts=numbers
+                tenant=event.tenant or self._tenant,
+                who=who,
+                action=event.action,
+                key_ids=event.key_ids,
+                details=texts,
+                counts=numbers,
             ),
             end=End(outcome="success" if event.succeeded else "failed")
             if event.stage == "outcome"

@@ -100,7 +100,7 @@ class LogClient:
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
 
-    async def append(self, entry: bytes, *, key: bytes | None = None) -> Sequenced:
+    async def append_async(self, entry: bytes, *, key: bytes | None = None) -> Sequenced:
         """Hand in an entry and wait until it is sequenced.
 
         Raises what `LogWriter.append` raises. When it raises `LogUnavailableError` the entry may
@@ -259,6 +259,11 @@ class BlockingLogClient:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._number = 0
+
+    def connect(self) -> None:
+        """Connect now. Raises `LogUnavailableError` if nobody listens."""
+        with self._lock:
+            self._connected()
 
     def append(self, entry: bytes, *, key: bytes | None = None) -> Sequenced:
         """As `LogClient.append`, for threads."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from keys import aead
 from keys.datakeys import ATTEMPTS, KeyGoneError
@@ -102,11 +104,10 @@ class BlindIndex:
             if not over:
                 continue
             request_id = secrets.token_hex(16)
-            detail: dict[str, str | int] = {"destroyed": " ".join(over)}
-            self._record("intent", request_id, owner.tenant, actor, detail)
+            self._record("intent", request_id, owner.tenant, actor, key_ids=over)
             destroyed += self._store.table.destroy(over, now=self._store.clock())
             self._store.empty()
-            self._record("outcome", request_id, owner.tenant, actor, detail)
+            self._record("outcome", request_id, owner.tenant, actor, key_ids=over)
         return destroyed
 
     def _searched(self, tenant: str) -> list[KeyRow]:
@@ -121,17 +122,25 @@ class BlindIndex:
         ]
 
     def _record(
-        self, stage: str, request_id: str, tenant: str, actor: str, detail: dict[str, str | int]
+        self,
+        stage: Literal["intent", "outcome"],
+        request_id: str,
+        tenant: str,
+        actor: str,
+        detail: Mapping[str, str | int] | None = None,
+        *,
+        key_ids: Sequence[str] = (),
     ) -> None:
         self._recorder.record(
             KeyEvent(
                 action="keys.index.rotate",
-                stage="intent" if stage == "intent" else "outcome",
+                stage=stage,
                 request_id=request_id,
                 tenant=tenant,
                 actor=actor,
                 succeeded=None if stage == "intent" else True,
-                detail=detail,
+                key_ids=tuple(key_ids),
+                detail=detail or {},
             )
         )
 

@@ -8,6 +8,7 @@ recorded → receipt. A crash after the transaction is finished by the next call
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal
@@ -85,12 +86,11 @@ class Eraser:
         Returns the ids of those that the backup had brought back.
         """
         request_id = secrets.token_hex(16)
-        self._record("intent", request_id, "", actor, {"key_ids": " ".join(key_ids)})
+        self._record("intent", request_id, "", actor, key_ids)
         destroyed = self._keyring.store.table.destroy(key_ids, now=self._keyring.store.clock())
         self._keyring.store.empty()
         self._database.scrub()
-        detail = {"key_ids": " ".join(destroyed)}
-        self._record("outcome", request_id, "", actor, detail, succeeded=True)
+        self._record("outcome", request_id, "", actor, destroyed, succeeded=True)
         return destroyed
 
     # --- Steps ------------------------------------------------------------------------------------
@@ -101,8 +101,8 @@ class Eraser:
         request_id = secrets.token_hex(16)
         dead_by = _first_day_after(self._epochs.all_dead_by())
         probe = self._keyring.seal(context, _PROBE) if key_ids else None
-        detail = {"key_ids": " ".join(key_ids), "backups_dead_by": dead_by.isoformat()}
-        self._record("intent", request_id, context.tenant, actor, detail)
+        detail: dict[str, str | int] = {"backups_dead_by": dead_by.isoformat()}
+        self._record("intent", request_id, context.tenant, actor, key_ids, detail)
         owner = self._keyring.owner(context.tenant, context.person)
         now = self._keyring.store.clock()
         with self._database.writing() as connection:
@@ -143,15 +143,14 @@ class Eraser:
         self._keyring.store.empty()
         self._database.scrub()
         detail: dict[str, str | int] = {
-            "key_ids": erasure.key_ids,
             "pseudonyms_deleted": erasure.pseudonyms_deleted,
             "backups_dead_by": erasure.backups_dead_by,
         }
+        key_ids = erasure.key_ids.split()
+        where = (erasure.request_id, context.tenant, actor, key_ids)
         proof = self._prove(erasure, context)
         if erasure.probe is not None and proof is None:
-            self._record(
-                "outcome", erasure.request_id, context.tenant, actor, detail, succeeded=False
-            )
+            self._record("outcome", *where, detail, succeeded=False)
             raise KeysError(
                 f"expected erased keys to open nothing, but the probe of {erasure.request_id} "
                 "opened; stop all gateways, keep the key table, and report this as a fault of "
@@ -159,9 +158,7 @@ class Eraser:
             )
         if proof is not None:
             detail["proof"] = proof
-        index = self._record(
-            "outcome", erasure.request_id, context.tenant, actor, detail, succeeded=True
-        )
+        index = self._record("outcome", *where, detail, succeeded=True)
         done = replace(erasure, proof=proof, log_index=index)
         statement = update(key_erasures).where(key_erasures.c.request_id == erasure.request_id)
         with self._database.writing() as connection:
@@ -196,7 +193,8 @@ class Eraser:
         request_id: str,
         tenant: str,
         actor: str,
-        detail: dict[str, str | int] | dict[str, str],
+        key_ids: list[str],
+        detail: Mapping[str, str | int] | None = None,
         *,
         succeeded: bool | None = None,
     ) -> int:
@@ -207,7 +205,8 @@ class Eraser:
             tenant=tenant,
             actor=actor,
             succeeded=succeeded,
-            detail=dict(detail),
+            key_ids=tuple(key_ids),
+            detail=detail or {},
         )
         return self._recorder.record(event)
 

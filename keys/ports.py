@@ -68,8 +68,8 @@ class KeyEvent:
     """Something that was, or is about to be, done to keys, for the audit log.
 
     `stage` is `intent` before the effect and `outcome` after it, with the same `request_id`.
-    `actor` is who asked (a person or service name); `detail` holds codes, counts, key ids and dates
-    only.
+    `actor` is who asked (a person or service name); `key_ids` are the keys concerned; `detail`
+    holds codes, counts and dates only. An empty `tenant` means the keys of all tenants.
     """
 
     action: Literal[
@@ -87,6 +87,7 @@ class KeyEvent:
     tenant: str
     actor: str = field(repr=False)
     succeeded: bool | None = None
+    key_ids: tuple[str, ...] = ()
     detail: Mapping[str, str | int] = field(default_factory=dict)
 
 

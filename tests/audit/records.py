@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from audit.model import Actor, Assurance, Entry, Resource
-from audit.recorder import Act, Recorder, Who
+from audit.recorder import Act, AsyncRecorder, Recorder, Who
 from keys.errors import PersonErasedError, UnknownKeyError, UnsealError
 from keys.sealed import format_sealed, new_key_id, parse_sealed
 
@@ -121,6 +121,11 @@ class Ticker:
 def make_recorder(log: MemoryLog, sealer: LocalSealer) -> Recorder:
     numbers = iter(range(1_000_000))
     return Recorder(log, sealer=sealer, clock=Ticker(), ids=lambda: f"req-{next(numbers)}")
+
+
+def make_async_recorder(log: MemoryLog, sealer: LocalSealer) -> AsyncRecorder:
+    numbers = iter(range(1_000_000))
+    return AsyncRecorder(log, sealer=sealer, clock=Ticker(), ids=lambda: f"req-{next(numbers)}")
 
 
 def make_act(**changes: Any) -> Act:

@@ -19,10 +19,18 @@ from audit.recorder import (
     KeyEventLog,
     Who,
     clock_step_entry,
+    repair_entry,
 )
 from keys.errors import PersonErasedError, VaultUnavailableError
 from keys.ports import KeyEvent
-from tests.audit.records import LocalSealer, MemoryLog, Ticker, make_act, make_recorder
+from tests.audit.records import (
+    LocalSealer,
+    MemoryLog,
+    Ticker,
+    make_act,
+    make_async_recorder,
+    make_recorder,
+)
 
 
 def test_an_exchange_says_who_did_what_with_persons_sealed() -> None:
@@ -112,7 +120,7 @@ def test_nothing_is_appended_when_a_name_cannot_be_sealed(failing: int) -> None:
     with pytest.raises(VaultUnavailableError):
         recorder.intent(make_act())
     with pytest.raises(VaultUnavailableError):
-        asyncio.run(recorder.intent_async(make_act()))
+        asyncio.run(make_async_recorder(log, FailingLate()).intent(make_act()))
     assert log.held == []
 
 
@@ -132,12 +140,13 @@ def test_a_refused_append_raises_in_every_stage() -> None:
     for call in calls:
         with pytest.raises(LogUnavailableError):
             call()
+    waiting = make_async_recorder(log, LocalSealer())
     waits: list[Callable[[], Awaitable[object]]] = [
-        lambda: recorder.intent_async(make_act()),
-        lambda: recorder.opened_async(make_act()),
-        lambda: recorder.outcome_async(begun, end),
-        lambda: recorder.message_async(begun, make_act(), sequence=1),
-        lambda: recorder.closed_async(begun, end, sequence=1),
+        lambda: waiting.intent(make_act()),
+        lambda: waiting.opened(make_act()),
+        lambda: waiting.outcome(begun, end),
+        lambda: waiting.message(begun, make_act(), sequence=1),
+        lambda: waiting.closed(begun, end, sequence=1),
     ]
 
     async def run(wait: Callable[[], Awaitable[object]]) -> None:
@@ -169,9 +178,9 @@ def test_parts_of_which_one_was_refused_do_not_make_an_outcome() -> None:
 async def test_async_and_blocking_write_the_same() -> None:
     one, two = MemoryLog(), MemoryLog()
     begun = make_recorder(one, LocalSealer()).intent(make_act())
-    recorder = make_recorder(two, LocalSealer())
-    begun_async = await recorder.intent_async(make_act())
-    await recorder.outcome_async(begun_async, End(outcome="success"))
+    recorder = make_async_recorder(two, LocalSealer())
+    begun_async = await recorder.intent(make_act())
+    await recorder.outcome(begun_async, End(outcome="success"))
     entry, twin = parse_entry(one.held[0]), parse_entry(two.held[0])
     assert begun.request == begun_async.request
     assert (entry.stage, entry.time, entry.labels) == (twin.stage, twin.time, twin.labels)
@@ -251,19 +260,21 @@ def event(**changes: Any) -> KeyEvent:
         "request_id": "erase-1",
         "tenant": "clinic-1",
         "actor": "officer@clinic.example",
-        "detail": {"key_id": "AAAAAAAAAAAA", "keys": 2},
+        "key_ids": ("AAAAAAAAAAAA", "-A_AAAAAAAAA"),
+        "detail": {"proof": "keys.person_erased", "keys": 2},
     }
     return KeyEvent(**values | changes)
 
 
 def test_key_events_are_entries_with_their_actor_sealed() -> None:
     log, sealer = MemoryLog(), LocalSealer()
-    recorder = KeyEventLog(log, sealer=sealer, clock=Ticker())
+    recorder = KeyEventLog(log, sealer=sealer, clock=Ticker(), tenant="clinic-1")
     assert recorder.record(event()) == 0
     assert recorder.record(event(stage="outcome", succeeded=True)) == 1
     assert recorder.record(event(stage="outcome", succeeded=False, actor="havengate")) == 2
     intent, outcome, failed = (parse_entry(raw) for raw in log.held)
-    assert (intent.details, intent.counts) == ({"key_id": "AAAAAAAAAAAA"}, {"keys": 2})
+    assert (intent.details, intent.counts) == ({"proof": "keys.person_erased"}, {"keys": 2})
+    assert intent.key_ids == ("AAAAAAAAAAAA", "-A_AAAAAAAAA")
     assert (outcome.outcome, failed.outcome) == ("success", "failed")
     assert failed.actor.name == "havengate"
     assert b"officer" not in b"".join(log.held)
@@ -272,9 +283,21 @@ def test_key_events_are_entries_with_their_actor_sealed() -> None:
     assert opened == b"officer@clinic.example"
 
 
+def test_what_concerns_the_keys_of_all_tenants_is_recorded_for_the_one_whose_staff_did_it() -> None:
+    log = MemoryLog()
+    recorder = KeyEventLog(log, sealer=LocalSealer(), clock=Ticker(), tenant="clinic-1")
+    recorder.record(event(action="keys.epoch.roll", tenant="", key_ids=(), detail={"epoch": 2}))
+    assert parse_entry(log.held[0]).tenant == "clinic-1"
+
+
+def test_a_crash_that_was_mended_is_an_entry() -> None:
+    entry = parse_entry(repair_entry(cut_bytes=17, time_s=1_000_000.0))
+    assert (entry.stage, entry.action, entry.counts) == ("log", "log.repair", {"cut_bytes": 17})
+
+
 def test_key_events_that_cannot_be_written_raise() -> None:
     log, sealer = MemoryLog(), LocalSealer()
-    recorder = KeyEventLog(log, sealer=sealer, clock=Ticker())
+    recorder = KeyEventLog(log, sealer=sealer, clock=Ticker(), tenant="clinic-1")
     with pytest.raises(MalformedEntryError):
         recorder.record(event(detail={"note": "says who and why"}))
     sealer.fail = VaultUnavailableError("down")

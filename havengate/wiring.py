@@ -1,0 +1,227 @@
+"""The composition root of commands and demo: settings in, working parts out. Wired by hand.
+
+Everything is opened for the length of a `with` block and closed in reverse. Nothing here decides
+anything; it only knows who needs whom. `keys` and `audit` do not know each other's objects: the
+keyring seals names for the log, and the log records what is done to keys, through ports.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from audit.errors import LogUnavailableError
+from audit.log import LogWriter
+from audit.note import VerifierKey
+from audit.ports import Signer
+from audit.publish import Publisher
+from audit.recorder import Appender, KeyEventLog, Recorder, clock_step_entry, repair_entry
+from audit.settings import AuditSettings
+from audit.transport import BlockingLogClient
+from audit.witness import WitnessClient
+from havengate.configuration import Configuration
+from keys.blindindex import BlindIndex
+from keys.bootstrap import BootstrapReport, bootstrap
+from keys.cli import KeysProgram
+from keys.database import KeyDatabase
+from keys.epochs import EpochKeeper
+from keys.erasure import Eraser
+from keys.errors import KeyConfigurationError
+from keys.keyring import Keyring
+from keys.layout import AUDIT_SIGNING_KEY
+from keys.server import KeyServer, open_server, with_environment
+from keys.signing import VaultSigner
+from keys.store import KeyStore
+from keys.table import KeyTable
+from keys.transit import TransitKeyWrapper
+from keys.vault import FixedToken, VaultClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenKeys:
+    """The key server, the key table and the keyring, logged in as `gateway`."""
+
+    server: KeyServer
+    client: VaultClient
+    database: KeyDatabase
+    keyring: Keyring
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLog:
+    """The log as seen by this process: its own writer, or that of a running gateway.
+
+    `writer` and `publisher` are None where another process holds the log.
+    """
+
+    appender: Appender
+    writer: LogWriter | None
+    publisher: Publisher | None
+
+    def publish(self) -> None:
+        """Publish what is sequenced, if this process is the writer; a running gateway does so."""
+        if self.publisher is not None:
+            self.publisher.publish()
+
+
+@contextmanager
+def open_keys(settings: Configuration, environ: Mapping[str, str]) -> Iterator[OpenKeys]:
+    """Open what sealing needs. Raises a `KeysError`."""
+    with ExitStack() as stack:
+        server = stack.enter_context(open_server(settings.keys, environ=environ))
+        client = stack.enter_context(server.client("gateway"))
+        database = KeyDatabase(settings.keys.table_url)
+        stack.callback(database.close)
+        store = KeyStore(
+            table=KeyTable(database),
+            wrapper=TransitKeyWrapper(client),
+            settings=settings.keys.cache,
+            clock=time.time,
+        )
+        stack.callback(store.empty)
+        yield OpenKeys(server=server, client=client, database=database, keyring=Keyring(store))
+
+
+@contextmanager
+def open_log(settings: AuditSettings, signer: Signer) -> Iterator[OpenLog]:
+    """Open the log for writing: through the socket of a running writer, or else as the writer.
+
+    As the writer it mends what a crash left, writes that down, and publishes at the end. Raises an
+    `AuditError`.
+    """
+    client = BlockingLogClient(Path(settings.socket))
+    try:
+        client.connect()
+    except LogUnavailableError:
+        with _own_writer(settings, signer) as opened:
+            yield opened
+    else:
+        with client:
+            yield OpenLog(appender=client, writer=None, publisher=None)
+
+
+@contextmanager
+def _own_writer(settings: AuditSettings, signer: Signer) -> Iterator[OpenLog]:
+    witnesses = [
+        WitnessClient(
+            item.url,
+            key=VerifierKey.parse(item.verifier_key),
+            timeout_s=settings.witness_timeout_s,
+        )
+        for item in settings.witnesses
+    ]
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            LogWriter.open(
+                Path(settings.directory),
+                origin=settings.origin,
+                max_batch=settings.max_batch,
+                max_queue=settings.max_queue,
+                clock_step_entry=clock_step_entry,
+            )
+        )
+        if writer.recovery.cut_bytes:
+            writer.append(repair_entry(cut_bytes=writer.recovery.cut_bytes, time_s=time.time()))
+        publisher = stack.enter_context(
+            Publisher(
+                writer,
+                signer,
+                interval_s=settings.publish_interval_s,
+                witnesses=witnesses,
+            )
+        )
+        publisher.start()
+        yield OpenLog(appender=writer, writer=writer, publisher=publisher)
+        publisher.publish()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Keys and log, wired together."""
+
+    keys: OpenKeys
+    log: OpenLog
+    recorder: Recorder
+    blind_index: BlindIndex
+    commands: KeysProgram
+    verifier_keys: tuple[VerifierKey, ...]
+
+
+@contextmanager
+def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterator[Program]:
+    """Open keys, the operator's role and the log. Raises a `KeysError` or an `AuditError`."""
+    with ExitStack() as stack:
+        keys = stack.enter_context(open_keys(settings, environ))
+        operator = stack.enter_context(keys.server.client("operator"))
+        signer = VaultSigner(stack.enter_context(keys.server.client("audit")), AUDIT_SIGNING_KEY)
+        log = stack.enter_context(open_log(settings.audit, signer))
+        key_events = KeyEventLog(
+            log.appender, sealer=keys.keyring, clock=time.time, tenant=settings.tenant
+        )
+        store = keys.keyring.store
+        keeper = EpochKeeper(
+            store,
+            operator=TransitKeyWrapper(operator),
+            settings=settings.keys.epochs,
+            recorder=key_events,
+        )
+        yield Program(
+            keys=keys,
+            log=log,
+            recorder=Recorder(
+                log.appender, sealer=keys.keyring, clock=time.time, ids=new_request_id
+            ),
+            blind_index=BlindIndex(store, settings=settings.keys.index, recorder=key_events),
+            commands=KeysProgram(
+                tenant=settings.tenant,
+                actor=current_user(environ),
+                server=keys.client,
+                keeper=keeper,
+                eraser=Eraser(
+                    keys.keyring, database=keys.database, epochs=keeper, recorder=key_events
+                ),
+            ),
+            verifier_keys=log_verifier_keys(settings.audit, signer),
+        )
+
+
+def log_verifier_keys(settings: AuditSettings, signer: Signer) -> tuple[VerifierKey, ...]:
+    """Return the log's keys, all versions, as the key server knows them."""
+    keys = signer.public_keys()
+    return tuple(VerifierKey.ed25519(settings.origin, keys[version]) for version in sorted(keys))
+
+
+def new_request_id() -> str:
+    """Return 128 random bits: what binds an intent to its outcome."""
+    return secrets.token_hex(16)
+
+
+def set_up_server(
+    settings: Configuration, environ: Mapping[str, str], token: str, credentials: Path
+) -> BootstrapReport:
+    """Prepare the configured server of the operator's own with an administrator's token."""
+    vault = with_environment(settings.keys.vault, environ)
+    if not vault.address:
+        raise KeyConfigurationError(
+            "expected a key server of your own to set up, got none; name it as address under "
+            "[keys.vault] or in VAULT_ADDR. The server that Havengate brings sets itself up"
+        )
+    with VaultClient(
+        settings=vault, role="administrator", credentials=FixedToken(token=token)
+    ) as client:
+        return bootstrap(client, settings.keys, credentials)
+
+
+def current_user(environ: Mapping[str, str]) -> str:
+    """Return who runs a command, for the log: the person behind sudo, if any."""
+    name = environ.get("SUDO_USER")
+    if not name:
+        import pwd
+
+        name = pwd.getpwuid(os.getuid()).pw_name
+    return f"operator/{name}"
