@@ -53,6 +53,8 @@ _POLL_S = 0.05
 _TAKEOVER_POLL_S = 0.25
 _TAKEOVER_RETRY_S = 5.0
 _PORT_TRIES = 3
+#: While it starts, the server is asked again rather than waited for.
+_PROBE_TIMEOUT_S = 1.0
 
 _LOG = structlog.get_logger("keys.embedded")
 
@@ -199,12 +201,12 @@ class EmbeddedServer:
             return False
         try:
             with self._client("guest", FixedToken(token="")) as client:
-                health = client.health()
+                active = _is_active(client)
         except KeysError:
             return False
         if stands != fingerprint(self._settings):
             _LOG.warning("keys.embedded.settings_differ", directory=str(self._files.directory))
-        return health.initialized and not health.sealed and not health.standby
+        return active
 
     def _withdraw(self) -> None:
         """Leave the server to others."""
@@ -428,12 +430,12 @@ def _size(path: Path) -> int | None:
 
 
 def _answers(client: VaultClient) -> bool:
-    client.health()
+    client.health(timeout_s=_PROBE_TIMEOUT_S)
     return True
 
 
 def _is_active(client: VaultClient) -> bool:
-    health = client.health()
+    health = client.health(timeout_s=_PROBE_TIMEOUT_S)
     return health.initialized and not health.sealed and not health.standby
 
 

@@ -20,7 +20,8 @@ from typing import Any
 from keys.errors import VaultRejectedError
 from keys.layout import HMAC_KEY, KEK
 from keys.ports import WrappedKey, WrapRequest
-from keys.vault import VaultClient, data_of, integer
+from keys.vault import VaultClient
+from keys.vault_answers import data_of, integer
 
 #: OpenBao refuses JSON bodies of more than 1,000 strings; an item has up to four.
 MAX_BATCH_ITEMS = 200

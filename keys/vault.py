@@ -12,13 +12,11 @@ Only API that Vault 1.12 and OpenBao 2.0 have in common is used
 from __future__ import annotations
 
 import random
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Self
@@ -32,14 +30,13 @@ from keys.errors import (
     KeyConfigurationError,
     VaultDeniedError,
     VaultRejectedError,
-    VaultSealedError,
-    VaultThrottledError,
     VaultUnavailableError,
 )
 from keys.layout import Layout
 from keys.private_files import read_private_text
 from keys.resilience import Caller, CircuitBreaker, CircuitState, RetryPolicy
 from keys.settings import RoleSettings, VaultSettings
+from keys.vault_answers import parse_response
 
 #: A token is renewed once this fraction of its life is over.
 _RENEW_AT_FRACTION = 0.6
@@ -189,11 +186,15 @@ class VaultClient:
         token = self._login(token, deadline)
         return self._send(method, path, body, token.value, deadline, idempotent=idempotent)
 
-    def health(self) -> ServerHealth:
+    def health(self, *, timeout_s: float | None = None) -> ServerHealth:
         """Ask without a token, in one attempt that the circuit breaker neither stops nor counts."""
         query = "standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200"
         answer = self._request(
-            "GET", f"sys/health?{query}", None, None, self._caller.policy.attempt_timeout_s
+            "GET",
+            f"sys/health?{query}",
+            None,
+            None,
+            timeout_s or self._caller.policy.attempt_timeout_s,
         )
         return ServerHealth(
             initialized=bool(answer.get("initialized")),
@@ -346,147 +347,7 @@ class VaultClient:
             raise VaultUnavailableError(
                 f"{where}: no connection ({type(error).__name__}); check that the server runs."
             ) from error
-        return _parse_response(response, where)
-
-
-class KVStore:
-    """Secrets at rest on the key server (KV version 2), below `root` such as `gateway`."""
-
-    def __init__(self, client: VaultClient, root: str) -> None:
-        self._client = client
-        self._root = root
-
-    def read(self, path: str) -> dict[str, Any] | None:
-        """Return the newest version, or None if there is nothing."""
-        try:
-            answer = self._client.call("GET", self._path("data", path))
-        except VaultRejectedError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
-        data = data_of(answer).get("data")
-        return data if isinstance(data, dict) else None
-
-    def write(self, path: str, values: Mapping[str, Any]) -> int:
-        """Store a new version and return its number."""
-        answer = self._client.call("POST", self._path("data", path), {"data": dict(values)})
-        return integer(data_of(answer), "version")
-
-    def delete(self, path: str) -> None:
-        """Destroy all versions and the metadata: nothing of it can be read again."""
-        self._client.call("DELETE", self._path("metadata", path))
-
-    def _path(self, kind: str, path: str) -> str:
-        return f"{self._client.layout.kv}/{kind}/{self._root}/{check_path(path)}"
-
-
-def data_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `data` of an answer. Raises `VaultRejectedError` if it has none."""
-    data = answer.get("data")
-    if not isinstance(data, dict):
-        raise VaultRejectedError(
-            "The key server's answer carries no data; is it a Vault or OpenBao?"
-        )
-    return data
-
-
-def integer(data: Mapping[str, Any], name: str) -> int:
-    """Return one number of an answer. Raises `VaultRejectedError` if it is missing."""
-    value = data.get(name)
-    if not isinstance(value, int):
-        raise VaultRejectedError(f"The key server's answer carries no number {name}.")
-    return value
-
-
-def check_path(path: str) -> str:
-    """Return `path` if it names something below its root and nothing else.
-
-    Raises `KeyConfigurationError`: a name with `..` or a query could reach outside.
-    """
-    if re.fullmatch(
-        r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", path, re.ASCII
-    ):
-        return path
-    raise KeyConfigurationError(
-        "A path on the key server may hold letters, digits, '.', '_', '-' and single slashes only, "
-        "and no part may begin with a dot."
-    )
-
-
-# --- What the server answers
-# -----------------------------------------------------------------------
-
-
-def _parse_response(response: requests.Response, where: str) -> dict[str, Any]:
-    """Return the JSON object of a good answer.
-
-    Raises the `VaultError` that the status stands for.
-    """
-    body = _parse_json(response)
-    status = response.status_code
-    if body is not None and (status in {200, 204} or _is_batch(status, body)):
-        return body
-    said = _server_message(body)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        error = VaultThrottledError(f"{where}: a quota refused the call (429){said}.")
-        error.retry_after_s = _parse_retry_after(response.headers.get("Retry-After"))
-        raise error
-    if status == HTTPStatus.SERVICE_UNAVAILABLE and "sealed" in said.lower():
-        raise VaultSealedError(f"{where}: the key server is sealed; unseal it.")
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise VaultUnavailableError(f"{where}: the server failed with {status}{said}.")
-    if response.is_redirect:
-        raise VaultUnavailableError(
-            f"{where}: answered a redirect ({status}), as a standby does; tokens do not follow it. "
-            "Configure the address of the active server or of a balancer that knows it."
-        )
-    if body is None and response.ok:
-        raise VaultUnavailableError(
-            f"{where}: the answer is not a JSON object; something else than a key server answers "
-            "there."
-        )
-    if status in {401, 403}:
-        raise VaultDeniedError(
-            f"{where}: denied ({status}); the role's policy does not allow this."
-        )
-    rejected = VaultRejectedError(f"{where}: rejected ({status}){said}.")
-    rejected.status = status
-    raise rejected
-
-
-def _is_batch(status: int, body: Mapping[str, Any]) -> bool:
-    # Transit answers 400 (Vault can be told 207) when one item of a batch failed, and still gives
-    # all.
-    data = body.get("data")
-    return status in {207, 400} and isinstance(data, dict) and "batch_results" in data
-
-
-def _parse_json(response: requests.Response) -> dict[str, Any] | None:
-    """Return the object, `{}` for no content, or None for anything else."""
-    if not response.content:
-        return {}
-    try:
-        body = response.json()
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def _server_message(body: Mapping[str, Any] | None) -> str:
-    """Return the server's own words, short and printable. It never repeats secrets in them."""
-    errors = body.get("errors") if body else None
-    if not isinstance(errors, list) or not errors:
-        return ""
-    text = "".join(c if c.isprintable() else " " for c in str(errors[0]))
-    return f": {text[:160].strip()}"
-
-
-def _parse_retry_after(text: str | None) -> float:
-    """Return for how long to wait, 0 if the server named no time.
-
-    These servers send whole seconds, rounded down: a 0 means up to one. They never send a date.
-    """
-    return float(text) + 1 if text and text.isascii() and text.isdigit() else 0.0
+        return parse_response(response, where)
 
 
 def _parse_address(address: str) -> str:

@@ -23,11 +23,12 @@ from keys.errors import (
     VaultThrottledError,
     VaultUnavailableError,
 )
+from keys.kv import KVStore, check_path
 from keys.ports import WrappedKey, WrapRequest
 from keys.server import server_status
 from keys.settings import RoleSettings, VaultSettings
 from keys.transit import TransitKeyWrapper
-from keys.vault import FixedToken, KVStore, VaultClient, check_path
+from keys.vault import FixedToken, VaultClient
 from tests.openbao import RunningServer, running_server, wait_until
 
 REQUEST = WrapRequest(context=b"clinic/person", key=bytes(range(32)))
