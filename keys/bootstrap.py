@@ -127,7 +127,9 @@ def fingerprint(settings: KeysSettings) -> str:
     """Return a digest of everything that `bootstrap` would set: when it differs, run it again."""
     rendered = [_render_policy(name, settings.vault.prefix) for name in _POLICIES]
     keys = {name: dict(options) for name, options in _TRANSIT_KEYS.items()}
-    stated = [rendered, keys, settings.vault.prefix, settings.pki, _TOKEN_TTL_S, _TOKEN_MAX_TTL_S]
+    certificates = [_certificate_role(role, settings.pki) for role in (SERVER_ROLE, NODE_ROLE)]
+    login = _app_role([], token_ttl_s=_TOKEN_TTL_S, token_max_ttl_s=_TOKEN_MAX_TTL_S)
+    stated = [rendered, keys, certificates, login, settings.vault.prefix]
     return hashlib.sha256(msgspec.json.encode(stated, order="sorted")).hexdigest()
 
 
@@ -216,28 +218,8 @@ class _Setup:
                     "ttl": f"{_CA_LIFETIME_S}s",
                 },
             )
-        for role, for_clients in ((SERVER_ROLE, False), (NODE_ROLE, True)):
-            lifetime_s = pki.lifetime_hours * 3600
-            self._put_if_different(
-                f"{self._layout.pki}/roles/{role}",
-                {
-                    "allowed_domains": list(pki.allowed_domains),
-                    "allow_bare_domains": True,
-                    "allow_subdomains": True,
-                    "allow_any_name": False,
-                    "allow_ip_sans": True,
-                    "server_flag": True,
-                    "client_flag": for_clients,
-                    "code_signing_flag": False,
-                    "email_protection_flag": False,
-                    "key_type": "ec",
-                    "key_bits": 256,
-                    "require_cn": False,
-                    "ttl": lifetime_s,
-                    "max_ttl": lifetime_s,
-                    "no_store": True,
-                },
-            )
+        for role in (SERVER_ROLE, NODE_ROLE):
+            self._put_if_different(f"{self._layout.pki}/roles/{role}", _certificate_role(role, pki))
 
     def policies(self) -> None:
         """Write the policies whose text differs."""
@@ -249,18 +231,14 @@ class _Setup:
     def app_role(
         self, role: str, policies: list[str], *, token_ttl_s: int, token_max_ttl_s: int
     ) -> None:
-        """Create or correct an AppRole. It carries the named policies and no default ones."""
+        """Create or correct an AppRole."""
         self._put_if_different(
             f"{self._layout.approle}/role/{role}",
-            {
-                "token_policies": sorted(
-                    self._layout.policy(policy) for policy in (*policies, "self")
-                ),
-                "token_no_default_policy": True,
-                "token_ttl": token_ttl_s,
-                "token_max_ttl": token_max_ttl_s,
-                "bind_secret_id": True,
-            },
+            _app_role(
+                [self._layout.policy(policy) for policy in (*policies, "self")],
+                token_ttl_s=token_ttl_s,
+                token_max_ttl_s=token_max_ttl_s,
+            ),
         )
 
     def credentials(self, role: str, directory: Path) -> RoleSettings:
@@ -286,6 +264,40 @@ class _Setup:
         found = self.read(path)
         if found is None or any(found.get(name) != value for name, value in wanted.items()):
             self._write(path, wanted)
+
+
+def _certificate_role(role: str, pki: PkiSettings) -> dict[str, Any]:
+    """Return which certificates may be had: short-lived ones for names within our own domains."""
+    lifetime_s = pki.lifetime_hours * 3600
+    return {
+        "allowed_domains": list(pki.allowed_domains),
+        "allow_bare_domains": True,
+        "allow_subdomains": True,
+        "allow_any_name": False,
+        "allow_wildcard_certificates": False,
+        "allow_ip_sans": True,
+        "server_flag": True,
+        "client_flag": role == NODE_ROLE,
+        "code_signing_flag": False,
+        "email_protection_flag": False,
+        "key_type": "ec",
+        "key_bits": 256,
+        "require_cn": False,
+        "ttl": lifetime_s,
+        "max_ttl": lifetime_s,
+        "no_store": True,
+    }
+
+
+def _app_role(policies: list[str], *, token_ttl_s: int, token_max_ttl_s: int) -> dict[str, Any]:
+    """Return an AppRole that carries the named policies and no default ones."""
+    return {
+        "token_policies": sorted(policies),
+        "token_no_default_policy": True,
+        "token_ttl": token_ttl_s,
+        "token_max_ttl": token_max_ttl_s,
+        "bind_secret_id": True,
+    }
 
 
 def _render_policy(name: str, prefix: str) -> str:

@@ -18,12 +18,18 @@ import pytest
 
 from keys import die_with_parent, embedded, private_files
 from keys.embedded import EmbeddedServer, verify_audit_file
-from keys.errors import EmbeddedServerError, KeyConfigurationError, VaultUnavailableError
+from keys.errors import (
+    EmbeddedServerError,
+    KeyConfigurationError,
+    VaultDeniedError,
+    VaultUnavailableError,
+)
 from keys.openbao_process import free_port
 from keys.ports import WrapRequest
 from keys.server import ExternalServer, open_server, open_vault, server_status, with_environment
 from keys.settings import EmbeddedSettings, KeysSettings, RoleSettings, VaultSettings
 from keys.transit import TransitKeyWrapper
+from keys.vault import FixedToken
 from tests.openbao import RunningServer, running_server, wait_until
 
 REQUEST = WrapRequest(context=b"clinic/person", key=bytes(range(32)))
@@ -233,10 +239,10 @@ def test_no_root_token_is_left_after_the_first_start(settings: KeysSettings) -> 
         patch.setattr(embedded, "write_private", noting)
         with EmbeddedServer(settings) as server:
             [token] = tokens
-            fixed = embedded.FixedToken(token=token)
+            fixed = FixedToken(token=token)
             with (
                 server._client("administrator", fixed) as client,
-                pytest.raises(embedded.VaultError),
+                pytest.raises(VaultDeniedError),
             ):
                 client.call("GET", "auth/token/lookup-self")
     for path in Path(settings.embedded.directory).rglob("*"):
@@ -346,7 +352,7 @@ def test_a_first_start_whose_recovery_share_was_lost_is_reported_with_the_next_s
         with pytest.raises(CutError):
             EmbeddedServer(settings).__enter__()
     for _ in range(2):
-        with pytest.raises(EmbeddedServerError, match="move .*openbao away and start again"):
+        with pytest.raises(EmbeddedServerError, match=r"move .*openbao away and start again"):
             EmbeddedServer(settings).__enter__()
 
 
