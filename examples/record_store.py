@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ class RecordStore:
             "CREATE TABLE resource (reference TEXT PRIMARY KEY, family TEXT, body TEXT NOT NULL)"
         )
 
-    def put(self, reference: str, resource: Resource, *, family: str | None = None) -> None:
-        """Store a resource; `family` is the column that the app searches patients by."""
+    def put_all(self, rows: Sequence[tuple[str, str | None, Resource]]) -> None:
+        """Store resources by reference, with the column that the app searches patients by."""
         with self._database:
-            self._database.execute(
+            self._database.executemany(
                 "INSERT OR REPLACE INTO resource VALUES (?, ?, ?)",
-                (reference, family, json.dumps(resource)),
+                [(reference, family, json.dumps(body)) for reference, family, body in rows],
             )
 
     def get(self, reference: str) -> Resource:

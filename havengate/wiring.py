@@ -201,6 +201,13 @@ def new_request_id() -> str:
     return secrets.token_hex(16)
 
 
+@contextmanager
+def open_keys_program(settings: Configuration, environ: Mapping[str, str]) -> Iterator[KeysProgram]:
+    """Open what `havengate keys` works with."""
+    with open_program(settings, environ) as program:
+        yield program.commands
+
+
 def set_up_server(
     settings: Configuration, environ: Mapping[str, str], token: str, credentials: Path
 ) -> BootstrapReport:

@@ -1,0 +1,5 @@
+"""`python -m havengate`."""
+
+from havengate.cli import main
+
+main()

@@ -1,0 +1,125 @@
+"""The command `havengate`: mounts each package's part and turns errors into lines and exit codes.
+
+Exit codes, everywhere: 0 done; 1 a check found a problem, or the command was refused; 2 the command
+line or the configuration is wrong; 3 something that is needed is not available (key server, log,
+database): try again once it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from audit.errors import AuditConfigurationError, AuditError, LogUnavailableError, WitnessError
+from havengate import __version__, wiring
+from havengate.configuration import Configuration, load
+from havengate.errors import ConfigurationError
+from keys import cli as keys_cli
+from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
+
+REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
+
+_file: Path | None = None
+
+
+def main() -> None:
+    """Run the command and exit with its code."""
+    _configure_operational_log()
+    try:
+        build()()
+    except (KeysError, AuditError, ConfigurationError) as error:
+        sys.exit(_report(error))
+
+
+def build() -> typer.Typer:
+    """Return the whole command. Nothing is read or opened before a sub-command runs."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Keys of persons and a log that nobody can quietly change.",
+    )
+    app.callback()(_options)
+    app.add_typer(
+        keys_cli.build(
+            keys_cli.KeysCommands(
+                open_program=lambda: wiring.open_keys_program(_settings(), os.environ),
+                set_up=lambda token, directory: wiring.set_up_server(
+                    _settings(), os.environ, token, directory
+                ),
+            )
+        ),
+        name="keys",
+    )
+    return app
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - the signature of a callback
+    if asked:
+        typer.echo(f"havengate {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file. Default: $HAVENGATE_CONFIG, ./havengate.toml."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - acts before the command does
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    global _file  # noqa: PLW0603 - the one option that every sub-command shares
+    _file = config
+
+
+def _settings() -> Configuration:
+    return load(_file, os.environ)
+
+
+def _report(error: KeysError | AuditError | ConfigurationError) -> int:
+    """Say what is wrong in one line, as JSON if the command was asked for JSON."""
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": error.diagnostics()}), err=True)
+    else:
+        typer.secho(f"havengate: {error}", err=True, fg=typer.colors.RED)
+    return _exit_code(error)
+
+
+def _exit_code(error: KeysError | AuditError | ConfigurationError) -> int:
+    match error:
+        case ConfigurationError() | KeyConfigurationError() | AuditConfigurationError():
+            return WRONG
+        case LogUnavailableError() | WitnessError() | EmbeddedServerError():
+            return UNAVAILABLE
+        case KeysError() if error.retryable:
+            return UNAVAILABLE
+        case _:
+            return REFUSED
+
+
+def _configure_operational_log() -> None:
+    """JSON lines on standard error, or readable ones on a terminal."""
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()
