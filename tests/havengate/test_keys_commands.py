@@ -1,0 +1,195 @@
+"""`havengate keys` as an operator runs it: real processes, a real key server, a real log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.reader import LogReader
+from audit.verify import verify_log
+from havengate import wiring
+from havengate.configuration import Configuration, load
+from keys.errors import PersonErasedError
+from keys.model import FieldContext
+from tests.openbao import RunningServer
+
+TENANT = "clinic"
+PERSON = "Patient/erased-by-command"
+
+
+@pytest.fixture
+def home(tmp_path: Path, openbao: RunningServer) -> Path:
+    """A directory with a configuration that uses the shared key server."""
+    server = openbao.settings.embedded.directory
+    (tmp_path / "havengate.toml").write_text(
+        f'tenant = "{TENANT}"\n[keys.embedded]\ndirectory = "{server}"\n', encoding="utf-8"
+    )
+    return tmp_path
+
+
+def run(home: Path, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "havengate", "--config", str(home / "havengate.toml"), *words],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_json(home: Path, *words: str) -> dict[str, Any]:
+    code, out, err = run(home, *words, "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def settings_of(home: Path) -> Configuration:
+    return load(home / "havengate.toml", {})
+
+
+def seal_something(home: Path) -> str:
+    with wiring.open_program(settings_of(home), {}) as program:
+        return program.keys.keyring.seal(context(), b"a note")
+
+
+def context() -> FieldContext:
+    return FieldContext(tenant=TENANT, person=PERSON, service="ehr", field="Observation.note")
+
+
+def test_a_person_is_erased_with_a_receipt_that_stands_in_the_log(home: Path) -> None:
+    text = seal_something(home)
+    receipt_file = home / "receipt.json"
+    receipt = run_json(home, "keys", "erase", PERSON, "--yes", "--receipt", str(receipt_file))
+    assert json.loads(receipt_file.read_text()) == receipt
+    assert receipt["decryption_attempted_afterwards"] == "keys.person_erased"
+    assert receipt["keys_destroyed"] == [text.split(".")[1]]
+
+    with wiring.open_program(settings_of(home), {}) as program:
+        with pytest.raises(PersonErasedError):
+            program.keys.keyring.unseal(context(), text)
+        keys = program.verifier_keys
+
+    log = Path(settings_of(home).audit.directory)
+    entry = json.loads(LogReader(log).entry(receipt["log_index"]))
+    assert entry["action"] == "keys.person.erase"
+    assert entry["outcome"] == "success"
+    assert entry["request"] == receipt["request"]
+    assert entry["key_ids"] == receipt["keys_destroyed"]
+    assert PERSON not in json.dumps(entry)
+    assert verify_log(log, keys).problem_count == 0
+
+    again = run_json(home, "keys", "erase", PERSON, "--yes")
+    assert again == receipt | {"already_erased": True}
+
+
+def test_nothing_is_erased_without_a_yes(home: Path) -> None:
+    text = seal_something(home)
+    code, _, err = run(home, "keys", "erase", PERSON)
+    assert code == 1
+    assert "unreadable for good" in err
+    with wiring.open_program(settings_of(home), {}) as program:
+        assert program.keys.keyring.unseal(context(), text) == b"a note"
+
+
+def test_nothing_is_erased_when_the_receipt_cannot_be_written(home: Path) -> None:
+    text = seal_something(home)
+    missing = str(home / "no-such-directory" / "receipt.json")
+    code, _, err = run(home, "keys", "erase", PERSON, "--yes", "--receipt", missing)
+    assert code == 2
+    assert "nothing was erased" in err
+    with wiring.open_program(settings_of(home), {}) as program:
+        assert program.keys.keyring.unseal(context(), text) == b"a note"
+
+
+def test_nothing_is_erased_when_the_log_cannot_be_written(home: Path) -> None:
+    text = seal_something(home)
+    log = Path(settings_of(home).audit.directory)
+    (log / "state").write_bytes(b"overwritten")
+    code, _, err = run(home, "keys", "erase", PERSON, "--yes")
+    assert code == 3
+    assert "state" in err
+    with wiring.open_keys(settings_of(home), {}) as keys:
+        assert keys.keyring.unseal(context(), text) == b"a note"
+
+
+def test_rotation_and_trim_keep_every_record_readable(home: Path) -> None:
+    text = seal_something(home)
+    before = run_json(home, "keys", "status")
+    rotated = run_json(home, "keys", "rotate")
+    assert rotated["epoch"] == before["current_epoch"] + 1
+    trimmed = run_json(home, "keys", "trim", "--before", str(rotated["epoch"]), "--yes")
+    assert trimmed["oldest_epoch"] == rotated["epoch"]
+    assert run_json(home, "keys", "check")["sound"]
+    with wiring.open_program(settings_of(home), {}) as program:
+        assert program.keys.keyring.unseal(context(), text) == b"a note"
+
+
+def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(home: Path) -> None:
+    (home / "havengate.toml").write_text("[keys.cash]\nmax_age_s = 3\n", encoding="utf-8")
+    code, out, err = run(home, "keys", "status")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "Did you mean “cache”?" in err
+
+
+def test_a_key_server_out_of_reach_is_one_line_and_exit_code_3(home: Path) -> None:
+    role = home / "role"
+    role.write_text("x")
+    role.chmod(0o600)
+    files = f"{{role_id_file = '{role}', secret_id_file = '{role}'}}"
+    (home / "havengate.toml").write_text(
+        "[keys.vault]\naddress = 'http://127.0.0.1:9'\nattempts = 1\n"
+        f"[keys.vault.roles]\ngateway = {files}\noperator = {files}\naudit = {files}\n",
+        encoding="utf-8",
+    )
+    code, _, err = run(home, "keys", "status", "--json")
+    assert code == 3
+    assert json.loads(err)["error"]["code"] == "keys.vault_unavailable"
+
+
+def test_a_role_without_credentials_is_named(home: Path) -> None:
+    code, _, err = run(home, "keys", "status", env={"VAULT_ADDR": "http://127.0.0.1:9"})
+    assert code == 2
+    assert "[keys.vault.roles.gateway]" in err
+
+
+def test_set_up_asks_for_a_server_and_a_token(home: Path) -> None:
+    code, _, err = run(home, "keys", "set-up", "credentials", env={"VAULT_TOKEN": ""})
+    assert (code, "VAULT_TOKEN" in err) == (2, True)
+    code, _, err = run(home, "keys", "set-up", "credentials", env={"VAULT_TOKEN": "t"})
+    assert (code, "[keys.vault]" in err) == (2, True)
+
+
+def test_an_existing_server_is_set_up_by_command_and_then_used(
+    home: Path, openbao: RunningServer
+) -> None:
+    address, ca_file = openbao.embedded.address, openbao.embedded.ca_file
+    with openbao.embedded.administer() as administrator:
+        token = administrator._credentials.token  # type: ignore[union-attr]
+        (home / "havengate.toml").write_text(
+            f"[keys.vault]\naddress = '{address}'\nca_file = '{ca_file}'\nprefix = 'second'\n"
+            + "".join(
+                f"[keys.vault.roles.{role}]\n"
+                f"role_id_file = 'credentials/{role}.role-id'\n"
+                f"secret_id_file = 'credentials/{role}.secret-id'\n"
+                for role in ("gateway", "operator", "audit")
+            ),
+            encoding="utf-8",
+        )
+        where = str(home / "credentials")
+        code, out, err = run(home, "keys", "set-up", where, env={"VAULT_TOKEN": token})
+        assert code == 0, err
+        assert token not in out + err
+        code, again, _ = run(home, "keys", "set-up", where, env={"VAULT_TOKEN": token})
+        assert (code, "Everything is in place." in again) == (0, True)
+    assert run_json(home, "keys", "status")["current_epoch"] == 1
