@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
 from audit.errors import AuditConfigurationError, AuditError, LogUnavailableError, WitnessError
-from havengate import __version__, wiring
-from havengate.configuration import Configuration, load
+from havengate import __version__
 from havengate.errors import ConfigurationError
 from keys import cli as keys_cli
 from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
+
+if TYPE_CHECKING:
+    from havengate.configuration import Configuration
+    from keys.bootstrap import BootstrapReport
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
 
@@ -46,17 +50,25 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     app.add_typer(
-        keys_cli.build(
-            keys_cli.KeysCommands(
-                open_program=lambda: wiring.open_keys_program(_settings(), os.environ),
-                set_up=lambda token, directory: wiring.set_up_server(
-                    _settings(), os.environ, token, directory
-                ),
-            )
-        ),
+        keys_cli.build(keys_cli.KeysCommands(open_program=_open_keys, set_up=_set_up_server)),
         name="keys",
     )
     return app
+
+
+# The wiring needs all libraries there are; help and mistakes must not wait for them.
+
+
+def _open_keys() -> AbstractContextManager[keys_cli.KeysProgram]:
+    from havengate import wiring
+
+    return wiring.open_keys_program(_settings(), os.environ)
+
+
+def _set_up_server(token: str, credentials: Path) -> BootstrapReport:
+    from havengate import wiring
+
+    return wiring.set_up_server(_settings(), os.environ, token, credentials)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - the signature of a callback
@@ -80,6 +92,8 @@ def _options(
 
 
 def _settings() -> Configuration:
+    from havengate.configuration import load
+
     return load(_file, os.environ)
 
 

@@ -14,18 +14,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from keys.bootstrap import BootstrapReport
-from keys.epochs import EpochKeeper
-from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError
-from keys.model import CheckReport, EpochStatus, ErasureReceipt
-from keys.vault import VaultClient
+
+if TYPE_CHECKING:
+    # Help must not wait for the libraries behind these.
+    from keys.bootstrap import BootstrapReport
+    from keys.epochs import EpochKeeper
+    from keys.erasure import Eraser
+    from keys.model import CheckReport, EpochStatus, ErasureReceipt
+    from keys.vault import VaultClient
 
 PROBLEM_FOUND = 1
 
