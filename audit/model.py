@@ -276,8 +276,9 @@ class Entry(_Part, frozen=True, kw_only=True):
                 raise _refuse("consent", "a reference to a consent, not to a person")
 
     def _check_lists(self) -> None:
-        if type(self.patients) is not tuple or type(self.resources) is not tuple:
-            raise _refuse("patients, resources", "tuples")
+        for values in (self.patients, self.resources, self.key_ids):
+            if type(values) is not tuple:
+                raise _refuse("patients, resources, key_ids", "tuples")
         _check_codes("labels", self.labels)
         _check_codes("rules", self.rules)
         _check_codes("obligations", self.obligations)
