@@ -1,21 +1,21 @@
-"""Data keys in memory: each held where it can be zeroed, in a cache with bounds.
+"""Data keys in memory: each held where it is erased with its last use, in a cache with bounds.
 
-`DataKey` holds the 32 bytes; once it is destroyed every use of it raises, so nothing is ever sealed
-under zeros. `DataKeyCache` bounds age, uses and number, and makes sure that a missing key is
-fetched once however many threads wait for it. Which keys are fetched, and from where, is the
-business of `keys.store`.
+`DataKey` holds the key; once it is destroyed every use of it raises. `DataKeyCache` bounds age,
+uses and number, and makes sure that a missing key is fetched once however many threads wait for it.
+Which keys are fetched, and from where, is the business of `keys.store`.
 
-Python copies bytes freely: zeroing covers the copy held here, not what the interpreter, the HTTP
-client or OpenSSL made of it on the way (see DESIGN.md).
+Python copies bytes freely: erasing covers the copy held here, not what the interpreter and the HTTP
+client made of it on the way (see DESIGN.md).
 """
 
 from __future__ import annotations
 
-import hmac
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from keys import aead
 from keys.errors import KeyExhaustedError, KeyTableError
@@ -69,15 +69,14 @@ class SealBudget:
 
 
 class DataKey:
-    """One 32-byte key and what is bound to everything it seals. Thread-safe.
+    """One key and what is bound to everything it seals. Thread-safe.
 
-    The bytes are zeroed by `destroy`, or when the last reference goes.
+    It is kept as a keyed hash, never as bytes: OpenSSL erases that with its last reference, and a
+    key that is gone cannot be mistaken for one of zeros.
     """
 
     __slots__ = (
-        "_destroyed",
-        "_key",
-        "_lock",
+        "_hash",
         "budget",
         "key_id",
         "loaded_at",
@@ -98,40 +97,31 @@ class DataKey:
         #: Kept by the cache, under its lock.
         self.loaded_at = 0.0
         self.uses = 0
-        self._key = bytearray(key)
-        self._lock = threading.Lock()
-        self._destroyed = False
+        self._hash: HMAC | None = aead.key_hash(key)
 
     def __repr__(self) -> str:
         return f"DataKey({self.key_id}, version {self.version})"
 
-    def __del__(self) -> None:
-        # Nobody else holds a reference, so no lock is needed.
-        self._key[:] = bytes(len(self._key))
-
     def derive(self, label: bytes, salt: bytes, associated: bytes) -> bytes:
         """Derive the keys of one message (`keys.aead.derive`). Raises `KeyGoneError`."""
-        with self._lock:
-            self._verify_alive()
-            return aead.derive(self._key, label, salt, associated)
+        return aead.derive(self._alive(), label, salt, associated)
 
     def mac(self, message: bytes) -> bytes:
-        """HMAC-SHA256, for keys that make tags and tokens. Raises `KeyGoneError`."""
-        with self._lock:
-            self._verify_alive()
-            return hmac.digest(self._key, message, "sha256")
+        """HMAC-SHA512 cut to 32 bytes, for tags and tokens. Raises `KeyGoneError`."""
+        return aead.expand(self._alive(), message)[: aead.KEY_BYTES]
 
     def destroy(self) -> None:
-        """Zero the key. Waits for a derivation in progress; every later one raises."""
-        with self._lock:
-            self._destroyed = True
-            self._key[:] = bytes(len(self._key))
+        """Forget the key. A derivation in progress ends well; every later one raises."""
+        self._hash = None
 
-    def _verify_alive(self) -> None:
-        if self._destroyed:
+    def _alive(self) -> HMAC:
+        # Read once: what another thread forgets meanwhile stays whole until this use of it ends.
+        found = self._hash
+        if found is None:
             raise KeyGoneError(
                 "expected a live copy of the key, got one destroyed meanwhile; fetch it again"
             )
+        return found
 
 
 class DataKeyCache:
@@ -195,7 +185,7 @@ class DataKeyCache:
         )
 
     def empty(self) -> None:
-        """Zero and forget every key, also those being fetched right now."""
+        """Forget every key, also those being fetched right now."""
         with self._lock:
             self._empty()
 
@@ -238,7 +228,7 @@ class DataKeyCache:
         return now - key.loaded_at < self._max_age_s and key.uses < self._max_uses
 
     def _drop(self, key: DataKey) -> None:
-        # Not destroyed here: a thread may be about to use it. It is zeroed with its last reference.
+        # Not destroyed here: a thread may be about to use it. It is erased with its last reference.
         del self._entries[key.key_id]
         if self._sealing.get(key.owner) == key.key_id:
             del self._sealing[key.owner]

@@ -22,6 +22,8 @@ from keys.table import KeyTable, Rewrapped
 DAY_S = 86_400.0
 #: One call of the key server.
 BATCH = 200
+#: Keys may be stored late while a trim moves the others; each pass finds fewer.
+_FENCE_ATTEMPTS = 5
 
 Action = Literal["keys.epoch.roll", "keys.epoch.rewrap", "keys.epoch.trim"]
 
@@ -84,15 +86,8 @@ class EpochKeeper:
             )
         if target <= first:
             return TrimReport(oldest=first, trimmed=0)
-        if self._table.page(after="", limit=1, below_epoch=target):
-            self._rewrap(current, actor=actor)
         with self._recorded("keys.epoch.trim", actor, {"oldest": target}) as outcome:
-            in_the_way = self._table.fence(target)
-            if in_the_way:
-                raise KeyTableError(
-                    f"expected no key to be wrapped by an epoch before {target}, got {in_the_way}; "
-                    "run `havengate keys check`, repair or erase the keys it names, then trim again"
-                )
+            self._fence(target, current, actor)
             self._operator.trim(target)
             outcome["trimmed"] = target - first
         return TrimReport(oldest=target, trimmed=target - first)
@@ -156,6 +151,20 @@ class EpochKeeper:
         wait_days = self._settings.trim_after_days + self._settings.server_backup_days
         return next_roll + wait_days * DAY_S
 
+    def _fence(self, target: int, current: int, actor: str) -> None:
+        """Move what is still wrapped by older epochs, and let nothing more be stored under them."""
+        for _ in range(_FENCE_ATTEMPTS):
+            in_the_way = self._table.fence(target)
+            if in_the_way == 0:
+                return
+            # Left behind by an interrupted rotation, or stored late by a process that wrapped
+            # early.
+            self._rewrap(current, actor=actor)
+        raise KeyTableError(
+            f"expected no key to be wrapped by an epoch before {target}, got {in_the_way}; "
+            "run `havengate keys check`, repair or erase the keys it names, then trim again"
+        )
+
     # --- Rewrapping -------------------------------------------------------------------------------
 
     def _rewrap(
@@ -199,10 +208,14 @@ class EpochKeeper:
         try:
             self._store.wrapper.unwrap([wrapped_key(row) for row in rows])
         except VaultRejectedError:
-            if len(rows) == 1:
-                return [rows[0].key_id]
-            half = len(rows) // 2
-            return self._broken(rows[:half]) + self._broken(rows[half:])
+            if len(rows) > 1:
+                half = len(rows) // 2
+                return self._broken(rows[:half]) + self._broken(rows[half:])
+            now = self._table.by_ids([rows[0].key_id])[rows[0].key_id]
+            if now.erased_at is not None:
+                return []
+            # Moved by a rotation since the page was read: what counts is what is there now.
+            return [now.key_id] if now.wrapped == rows[0].wrapped else self._broken([now])
         return []
 
     def _pages(self, *, below_epoch: int | None) -> Iterator[list[KeyRow]]:

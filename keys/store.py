@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from keys import aead
 from keys.datakeys import ATTEMPTS, DataKey, DataKeyCache, KeyName, SealBudget
-from keys.errors import KeyTableError, PersonErasedError, UnknownKeyError
+from keys.errors import KeyTableError, PersonErasedError, UnknownKeyError, VaultRejectedError
 from keys.model import KeyOwner, KeyRow
 from keys.ports import Clock, KeyWrapper, WrappedKey, WrapRequest
 from keys.sealed import new_key_id
@@ -122,7 +122,7 @@ class KeyStore:
     # --- Emptying ---------------------------------------------------------------------------------
 
     def empty(self) -> None:
-        """Zero every key in this process. Other processes follow within `cache.refresh_s`."""
+        """Forget every key in this process. Other processes follow within `cache.refresh_s`."""
         self._cache.empty()
         for callback in self._when_emptied:
             callback()
@@ -155,32 +155,53 @@ class KeyStore:
     # --- Fetching ---------------------------------------------------------------------------------
 
     def _fetch(self, names: Sequence[KeyName]) -> dict[KeyName, DataKey]:
-        """Read and unwrap what exists, whether retired or not."""
+        """Read and unwrap what exists: by id whether retired or not, by owner what may seal."""
+        return self._unwrap_current(lambda: self._read(names))
+
+    def _read(self, names: Sequence[KeyName]) -> dict[KeyName, KeyRow]:
         ids = [name for name in names if isinstance(name, str)]
         owners = [name for name in names if not isinstance(name, str)]
         rows: dict[KeyName, KeyRow] = {}
         if ids:
-            rows.update(self.table.by_ids(ids))
+            found = self.table.by_ids(ids)
+            rows.update({name: row for name, row in found.items() if row.erased_at is None})
         if owners:
             newest = self.table.newest(owners)
             rows.update({owner: row for owner, row in newest.items() if row.retired_at is None})
-        return self._unwrap({name: row for name, row in rows.items() if row.erased_at is None})
+        return rows
+
+    def _unwrap_current(self, read: Callable[[], dict[KeyName, KeyRow]]) -> dict[KeyName, DataKey]:
+        """Unwrap what `read` finds; read again if a rotation and a trim overtook us in between."""
+        rows = read()
+        for _ in range(ATTEMPTS):
+            try:
+                return self._unwrap(rows)
+            except VaultRejectedError:
+                before, rows = rows, read()
+                if rows == before:
+                    raise
+        raise EpochGoneError(
+            f"expected to unwrap keys before their epoch was trimmed, failed {ATTEMPTS} times; "
+            "see which process rolls and trims epochs without pause"
+        )
 
     def _fetch_or_make(self, names: Sequence[KeyName]) -> dict[KeyName, DataKey]:
         """Read and unwrap the newest keys of owners, making those that are missing or retired."""
         owners = [name for name in names if not isinstance(name, str)]
         for _ in range(ATTEMPTS):
             newest = self.table.newest(owners)
-            usable: dict[KeyName, KeyRow] = {
-                owner: row for owner, row in newest.items() if row.retired_at is None
-            }
+            usable = {owner for owner, row in newest.items() if row.retired_at is None}
             wanted = [
                 (owner, newest[owner].version + 1 if owner in newest else 1)
                 for owner in owners
                 if owner not in usable
             ]
             if not wanted:
-                return self._unwrap(usable)
+                found = self._fetch(owners)
+                if len(found) == len(set(owners)):
+                    return found
+                # Erased or retired between the two reads.
+                continue
             self._make(wanted)
         raise KeyTableError(
             f"expected new keys to last for one read, but in {ATTEMPTS} attempts they were retired "
