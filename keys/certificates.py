@@ -98,15 +98,18 @@ class CertificateManager:
         return current
 
     def renew_if_due(self) -> bool:
-        """Renew if less than `renew_fraction` of the lifetime is left; return whether it was.
+        """Renew if less than `renew_fraction` of the lifetime is left; return whether it changed.
 
         If renewing fails, the certificate in hand stays in use and the failure is logged, until it
         expires: from then on `CertificateError` is raised, with the failure as its cause.
         """
         with self._lock:
-            self._current = self._current or self._load()
+            known = self._current
+            if self._is_due(known):
+                # Another process that keeps the same directory may have renewed it meanwhile.
+                self._current = self._load() or known
             if not self._is_due(self._current):
-                return False
+                return known is not None and known != self._current
             try:
                 self._current = self._issue()
             except (KeysError, OSError) as error:

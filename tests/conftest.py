@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
@@ -40,15 +39,23 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure where CI=true: there, everything that tests need is installed."""
     report = yield
-    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {_reason(report)}"
+    if not hasattr(report, "wasxfail"):
+        _forbid_skip(report, item.nodeid)
     return report
 
 
-def _reason(report: pytest.TestReport) -> Any:
-    match report.longrepr:
-        case (_, _, reason):
-            return reason
-        case other:
-            return other
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Do the same for a module that skips itself as a whole."""
+    report = yield
+    _forbid_skip(report, collector.nodeid)
+    return report
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport, name: str) -> None:
+    if os.environ.get("CI") == "true" and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{name} was skipped, which CI does not allow: {reason}"

@@ -189,6 +189,27 @@ def test_another_process_finds_what_was_issued(
     assert other.current() == manager.current()
 
 
+def test_a_renewal_by_another_process_is_taken_over(
+    manager: CertificateManager,
+    vault: Callable[[str], VaultClient],
+    tmp_path: Path,
+    clock: Clock,
+) -> None:
+    manager.renew_if_due()
+    other = new_manager(vault("gateway"), tmp_path / "tls", clock)
+    first = other.current()
+    # What is issued now begins now, so a shorter wait makes only the older one due.
+    manager._current = None
+    (tmp_path / "tls" / "current").unlink()
+    time.sleep(1.1)
+    manager.renew_if_due()
+    clock.ahead_s = (
+        first.not_after - (first.not_after - first.not_before) * 0.34 - time.time() + 0.5
+    )
+    assert other.renew_if_due()
+    assert other.current() == manager.current() != first
+
+
 def test_other_names_need_another_certificate(
     manager: CertificateManager,
     vault: Callable[[str], VaultClient],

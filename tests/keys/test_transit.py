@@ -129,6 +129,15 @@ def test_trimming_twice_is_the_same_as_once(own_server: RunningServer) -> None:
         assert epochs.epochs() == (current, current)
 
 
+def test_trims_below_an_epoch_that_somebody_else_began(own_server: RunningServer) -> None:
+    with own_server.client("operator") as operator:
+        epochs = TransitKeyWrapper(operator)
+        _, before = epochs.epochs()
+        operator.call("POST", f"{operator.layout.transit}/keys/kek/rotate", {}, idempotent=False)
+        epochs.trim(before + 1)
+        assert epochs.epochs() == (before + 1, before + 1)
+
+
 def test_the_current_epoch_is_never_trimmed(own_server: RunningServer) -> None:
     with own_server.client("operator") as operator:
         epochs = TransitKeyWrapper(operator)
