@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from policies.errors import UnlabelledContentError
@@ -24,6 +25,9 @@ from policies.tables import Tables
 
 MAX_DEPTH: Final = 100
 MAX_CODE: Final = 64
+MAX_SYSTEM: Final = 256
+#: Most look-ups of codes that are remembered.
+MAX_FOUND: Final = 4_096
 
 _ACT_CODE: Final = frozenset(
     {"http://terminology.hl7.org/codesystem/v3-actcode", "urn:oid:2.16.840.1.113883.5.4"}
@@ -78,6 +82,8 @@ class Labeller:
         self, tables: Tables, *, substance_use_is_part_2: bool = True, max_values: int = 200_000
     ) -> None:
         self._tables = tables
+        # The same few codes come again and again.
+        self._find = lru_cache(maxsize=MAX_FOUND)(tables.find)
         self._part_2 = substance_use_is_part_2
         self._max_values = max_values
 
@@ -100,7 +106,7 @@ class Labeller:
 
     def label_codes(self, codings: Sequence[tuple[str, str]], *, kind: ServiceKind) -> Labels:
         """Labels of (system, code) pairs that a route's rules found in the JSON of another app."""
-        found = frozenset().union(*(self._tables.find(system, code) for system, code in codings))
+        found = frozenset().union(*(self._find(system, code) for system, code in codings))
         return self._complete(
             Labels(codes=found | self._tables.service_kinds.get(kind, frozenset()))
         )
@@ -114,10 +120,7 @@ class Labeller:
             value, depth, in_consent = stack.pop()
             budget -= 1
             if budget < 0 or depth > MAX_DEPTH:
-                raise UnlabelledContentError(
-                    f"Expected at most {self._max_values} values nested at most {MAX_DEPTH} deep. "
-                    "Ask for less at once."
-                )
+                raise self._too_large()
             if isinstance(value, list):
                 stack += [(item, depth + 1, in_consent) for item in value]
             elif isinstance(value, dict):
@@ -130,7 +133,15 @@ class Labeller:
                         stack.append((item, depth + 1, in_consent))
                     else:
                         budget -= 1
+        if budget < 0:
+            raise self._too_large()
         return Labels(codes=frozenset(codes), confidentiality=level), budget
+
+    def _too_large(self) -> UnlabelledContentError:
+        return UnlabelledContentError(
+            f"Expected at most {self._max_values} values nested at most {MAX_DEPTH} deep. "
+            "Ask for less at once."
+        )
 
     def _look(self, value: dict[str, Any], codes: set[str]) -> None:
         kind = value.get("resourceType")
@@ -139,7 +150,8 @@ class Labeller:
         code = value.get("code")
         if isinstance(code, str) and len(code) <= MAX_CODE:
             system = value.get("system")
-            codes |= self._tables.find(system if isinstance(system, str) else "", code)
+            known = isinstance(system, str) and len(system) <= MAX_SYSTEM
+            codes |= self._find(str(system) if known else "", code)
 
     def _complete(self, labels: Labels) -> Labels:
         """Add what the labels found imply, and raise confidentiality to what they ask for."""
