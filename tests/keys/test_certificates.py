@@ -45,7 +45,9 @@ def manager(
     return new_manager(vault("gateway"), tmp_path / "tls", clock)
 
 
-def new_manager(client: VaultClient, directory: Path, clock: Clock) -> CertificateManager:
+def new_manager(
+    client: VaultClient, directory: Path, clock: Callable[[], float]
+) -> CertificateManager:
     return CertificateManager(
         client, kind="server", names=NAMES, directory=directory, settings=PkiSettings(), clock=clock
     )
@@ -190,24 +192,24 @@ def test_another_process_finds_what_was_issued(
 
 
 def test_a_renewal_by_another_process_is_taken_over(
-    manager: CertificateManager,
-    vault: Callable[[str], VaultClient],
-    tmp_path: Path,
-    clock: Clock,
+    manager: CertificateManager, vault: Callable[[str], VaultClient], tmp_path: Path
 ) -> None:
     manager.renew_if_due()
-    other = new_manager(vault("gateway"), tmp_path / "tls", clock)
-    first = other.current()
-    # What is issued now begins now, so a shorter wait makes only the older one due.
+    first = manager.current()
+    now = first.not_before
+    other = new_manager(vault("gateway"), tmp_path / "tls", lambda: now)
+    assert other.current() == first
+    # Certificates count whole seconds: only so is the second one due later than the first.
+    time.sleep(1.1)
     manager._current = None
     (tmp_path / "tls" / "current").unlink()
-    time.sleep(1.1)
     manager.renew_if_due()
-    clock.ahead_s = (
-        first.not_after - (first.not_after - first.not_before) * 0.34 - time.time() + 0.5
-    )
+    second = manager.current()
+    # The first is due at this moment, and the second will be a little later.
+    left = PkiSettings().renew_fraction
+    now = first.not_after - left * (first.not_after - first.not_before) + 0.1
     assert other.renew_if_due()
-    assert other.current() == manager.current() != first
+    assert other.current() == second != first
 
 
 def test_other_names_need_another_certificate(
