@@ -235,11 +235,11 @@ class Examination:
     def _hash(self, first: int, entries: Sequence[bytes]) -> bytes:
         """Leaf hashes of entries, which also tell their story."""
         see = self.pairing.see
-        try:
-            for index, entry in enumerate(entries, first):
+        for index, entry in enumerate(entries, first):
+            try:
                 see(index, decode_head(entry))
-        except msgspec.MsgspecError:
-            self._problems.add(f"entry {index}", "it does not read as an audit entry")
+            except (msgspec.MsgspecError, ValueError):
+                self._problems.add(f"entry {index}", "it does not read as an audit entry")
         self.checked += len(entries)
         return b"".join([sha256(b"\x00" + entry).digest() for entry in entries])
 

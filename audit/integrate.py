@@ -301,9 +301,9 @@ class Integrator:
         self._unsynced.add(path.parent)
 
     def _sync(self) -> None:
-        while self._unsynced:
-            sync_directory(next(iter(self._unsynced)))
-            self._unsynced.pop()
+        for directory in list(self._unsynced):
+            sync_directory(directory)
+            self._unsynced.discard(directory)
 
     def _remove_partials(self, full: str) -> None:
         directory = self._directory / f"{full}.p"

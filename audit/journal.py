@@ -204,8 +204,8 @@ def read_journal(directory: Path, *, origin: str, start: int = 0) -> Iterator[tu
     damaged.
     """
     segments = list_segments(directory)
-    starts = [first for first, _ in segments]
-    for (first, path), following in zip(segments, [*starts[1:], None], strict=True):
+    followings = [*(first for first, _ in segments[1:]), None]
+    for (first, path), following in zip(segments, followings, strict=False):
         if following is not None and following <= start:
             continue
         with Segment(path, origin=origin, first=first) as segment:
@@ -231,7 +231,7 @@ class JournalWriter:
     After any error but `LogFullError` the caller must halt: what is on disk is not known any more.
     """
 
-    def __init__(self, directory: Path, *, origin: str, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(self, directory: Path, *, origin: str, segment_bytes: int) -> None:
         self._directory = directory
         self._journal = directory / JOURNAL
         self._origin = origin

@@ -29,7 +29,7 @@ from audit.errors import (
 )
 from audit.files import FILE_MODE, make_directory, write_all
 from audit.integrate import KEY_WINDOW, Integrator, Synced
-from audit.journal import KEY_BYTES, JournalWriter
+from audit.journal import KEY_BYTES, SEGMENT_BYTES, JournalWriter
 from audit.merkle import leaf_hash
 from audit.recovery import HALTED, Recovered, RecoveryReport, recover
 from audit.tiles import MAX_ENTRY_BYTES, TILE_WIDTH
@@ -101,7 +101,7 @@ class LogWriter:
         )
         # Used by the writing thread only.
         self._keys = recovered.keys
-        self._journal = JournalWriter(directory, origin=origin)
+        self._journal = JournalWriter(directory, origin=origin, segment_bytes=SEGMENT_BYTES)
         self._journal.open_segment(recovered.segment_first, recovered.end_bytes)
         self.integrator = Integrator(
             directory,

@@ -1,0 +1,265 @@
+"""The disk full, and the log's files taken away or changed under the writer: it notices at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from audit.errors import LogFullError, LogTamperedError, LogUnavailableError
+from audit.journal import list_segments, segment_path
+from audit.log import LogWriter
+from audit.publish import Publisher
+from audit.reader import LogReader
+from audit.verify import verify_log
+from tests.audit.conftest import ORIGIN, Log, MemorySigner, entry
+
+
+def segment(log: Log) -> Path:
+    return list_segments(log.directory)[-1][1]
+
+
+def unlink(log: Log) -> None:
+    segment(log).unlink()
+
+
+def rename(log: Log) -> None:
+    segment(log).rename(segment(log).with_name("hidden"))
+
+
+def truncate(log: Log) -> None:
+    os.truncate(segment(log), segment(log).stat().st_size - 1)
+
+
+def truncate_to_nothing(log: Log) -> None:
+    os.truncate(segment(log), 0)
+
+
+def append_to_it(log: Log) -> None:
+    with segment(log).open("ab") as file:
+        file.write(b"x")
+
+
+def replace_by_a_copy(log: Log) -> None:
+    copy = segment(log).with_name("copy")
+    shutil.copy(segment(log), copy)
+    copy.replace(segment(log))
+
+
+def replace_by_a_link(log: Log) -> None:
+    moved = segment(log).with_name("moved")
+    path = segment(log).rename(moved)
+    segment_path(log.directory, 0).symlink_to(path)
+
+
+def move_the_journal(log: Log) -> None:
+    (log.directory / "journal").rename(log.directory / "elsewhere")
+
+
+def move_the_directory(log: Log) -> None:
+    log.directory.rename(log.directory.with_name("elsewhere"))
+
+
+def replace_the_directory(log: Log) -> None:
+    moved = log.directory.rename(log.directory.with_name("elsewhere"))
+    shutil.copytree(moved, log.directory)
+
+
+def remove_everything(log: Log) -> None:
+    shutil.rmtree(log.directory)
+
+
+ATTACKS = [
+    unlink,
+    rename,
+    truncate,
+    truncate_to_nothing,
+    append_to_it,
+    replace_by_a_copy,
+    replace_by_a_link,
+    move_the_journal,
+    move_the_directory,
+    replace_the_directory,
+    remove_everything,
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_nothing_is_acknowledged_once_the_log_is_not_in_its_place(
+    log: Log, attack: Callable[[Log], None]
+) -> None:
+    writer = log.open()
+    for number in range(10):
+        writer.append(entry(number))
+    attack(log)
+    for number in range(10, 13):
+        with pytest.raises(LogTamperedError):
+            writer.append(entry(number))
+    assert isinstance(writer.status().failure, LogTamperedError)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_the_check_after_the_sync_finds_it_too(
+    log: Log, attack: Callable[[Log], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+    real = os.fdatasync
+
+    def attacked(descriptor: int) -> None:
+        real(descriptor)
+        attack(log)
+
+    monkeypatch.setattr("audit.journal.sync_data", attacked)
+    with pytest.raises(LogTamperedError):
+        writer.append(entry(1))
+
+
+def test_stays_closed_after_a_restart_until_an_operator_acts(log: Log) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+    move_the_journal(log)
+    with pytest.raises(LogTamperedError):
+        writer.append(entry(1))
+    log.close()
+    (log.directory / "elsewhere").rename(log.directory / "journal")
+    with pytest.raises(LogTamperedError, match="remove the file"):
+        log.open()
+    (log.directory / "halted").unlink()
+    writer = log.open()
+    # The batch that was refused had not been written.
+    assert writer.size == 1
+
+
+def test_a_journal_rewritten_in_place_is_found_before_it_is_integrated(log: Log) -> None:
+    writer = log.open()
+    for number in range(200):
+        writer.append(entry(number))
+    path = segment(log)
+    data = path.read_bytes()
+    at = data.index(b"r150")
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"r666")
+    with Publisher(writer, log.signer) as publisher, pytest.raises(LogTamperedError):
+        publisher.publish()
+    with pytest.raises(LogTamperedError):
+        writer.append(entry(200))
+    assert not (log.directory / "checkpoint").exists()
+
+
+def test_a_tile_that_is_there_and_does_not_fit_halts_the_writer(log: Log) -> None:
+    writer = log.open()
+    path = log.directory / "tile/0/000"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 8192)
+    with pytest.raises(LogTamperedError, match="tile/0/000"):  # noqa: PT012 - soon, not at once
+        for number in range(100_000):
+            writer.append(entry(number))
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_batch_without_room_leaves_nothing_behind(
+    log: Log, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+    size = segment(log).stat().st_size
+    real = os.pwrite
+
+    def half(descriptor: int, data: bytes, offset: int) -> int:
+        real(descriptor, bytes(data)[:20], offset)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "pwrite", half)
+    with pytest.raises(LogFullError, match="No room"):
+        writer.append(entry(1))
+    assert segment(log).stat().st_size == size
+    monkeypatch.undo()
+    assert writer.append(entry(2)).index == 1
+    log.close()
+    assert [raw for _, raw in LogReader(log.directory).read()] == [entry(0), entry(2)]
+
+
+def test_halts_when_what_was_written_of_a_batch_cannot_be_cut_off(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwrite", no_room)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    with pytest.raises(LogUnavailableError, match="disk failed"):
+        writer.append(entry(1))
+    monkeypatch.undo()
+    with pytest.raises(LogUnavailableError, match="disk failed"):
+        writer.append(entry(1))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB in memory."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    point = tmp_path / "small"
+    point.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(point)]
+    done = subprocess.run(["/bin/mount", *options], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield point
+    finally:
+        subprocess.run(["/bin/umount", "--lazy", str(point)], check=True)
+
+
+def test_a_full_disk_refuses_and_goes_on_once_there_is_room(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    signer = MemorySigner()
+    log = Log(small_disk / "log", signer=signer)
+    written: list[bytes] = []
+    with LogWriter.open(log.directory, origin=ORIGIN) as writer:
+        publisher = Publisher(writer, signer)
+        with pytest.raises(LogFullError, match="Free some space"):  # noqa: PT012 - sooner or later
+            for number in range(10_000):
+                writer.append(entry(number, size=500))
+                written.append(entry(number, size=500))
+        for number in range(5):
+            with pytest.raises(LogFullError):
+                writer.append(entry(number, size=5000))
+        with pytest.raises(LogFullError):
+            publisher.publish()
+        assert writer.status().failure is None
+        ballast.unlink()
+        assert writer.append(entry(1)).index == len(written)
+        written.append(entry(1))
+        publisher.publish()
+        publisher.close()
+    assert [raw for _, raw in LogReader(log.directory).read()] == written
+    assert verify_log(log.directory, log.keys).size == len(written)
+
+
+def test_a_full_disk_survives_a_crash(small_disk: Path) -> None:
+    signer = MemorySigner()
+    log = Log(small_disk / "log", signer=signer)
+    with LogWriter.open(log.directory, origin=ORIGIN) as writer:
+        with pytest.raises(LogFullError):  # noqa: PT012 - sooner or later
+            for number in range(10_000):
+                writer.append(entry(number, size=500))
+        size = writer.size
+        shutil.copytree(log.directory, small_disk.parent / "copy")
+    with LogWriter.open(small_disk.parent / "copy", origin=ORIGIN) as writer:
+        assert writer.size == size
+        assert writer.append(entry(1)).index == size
