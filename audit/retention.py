@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from audit.entry import parse_entry, parse_head
-from audit.errors import LogUnavailableError, RetentionError
+from audit.errors import AuditError, LogUnavailableError, RetentionError
 from audit.files import sync_directory
 from audit.integrate import read_state
 from audit.journal import remove_segments
@@ -106,10 +106,17 @@ def first_kept(directory: Path) -> int:
 def retained_from(log: PrunableLog) -> int:
     """Return the boundary below which the log itself says that entries were pruned; 0 if none were.
 
-    Missing entries above it are a loss, not retention (`audit.verify`).
+    Missing entries above it are a loss, not retention (`audit.verify`). Damaged bundles are passed
+    over: whoever verifies the log finds them.
     """
-    found = (mark.retained_from for mark in _marks(log.read(first_kept(log.directory))))
-    return max(found, default=0)
+    boundary = 0
+    for start in range(first_kept(log.directory), log.size(), TILE_WIDTH):
+        try:
+            for mark in _marks(log.read(start, start + TILE_WIDTH)):
+                boundary = max(boundary, mark.retained_from)
+        except AuditError:
+            continue
+    return boundary
 
 
 def plan_prune(

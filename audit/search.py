@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
+from audit.checkpoint import verify_checkpoint
 from audit.entry import join_parts, parse_entry
 from audit.errors import MalformedEntryError, MalformedQueryError, VerificationError
 from audit.model import FINAL_STAGES, Entry
@@ -48,6 +49,14 @@ class Exchange:
     """
 
     entries: tuple[tuple[int, Entry], ...]
+    #: Where all of it stands, each part of a stage included.
+    indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, Entry]]) -> Self:
+        """Make one of all entries of a request, whichever way they came."""
+        found = dict(pairs)
+        return cls(entries=_stages(found.items()), indices=tuple(sorted(found)))
 
     @property
     def log_index(self) -> int:
@@ -121,7 +130,7 @@ class Search:
         together = self._index.of_requests(sorted(paired))
         for index, entry in read.items():
             if entry.stage in {"message", "log"}:
-                yield Exchange(entries=((index, entry),))
+                yield Exchange.of([(index, entry)])
                 continue
             siblings = [
                 (other, read[other] if other in read else self._read(other))
@@ -129,7 +138,7 @@ class Search:
             ]
             # Whoever reuses a request id gets one exchange for both, and a finding of `verify`.
             if not any(other > index and criteria.matches(sibling) for other, sibling in siblings):
-                yield Exchange(entries=_stages([(index, entry), *siblings]))
+                yield Exchange.of([(index, entry), *siblings])
 
     def _read(self, index: int) -> Entry:
         try:
@@ -195,24 +204,23 @@ def reveal(entry: Entry, sealer: PersonSealer) -> Names:
 
 
 def verify_entries(
-    directory: Path,
-    signed: SignedCheckpoint,
-    keys: Sequence[VerifierKey],
-    found: Mapping[int, bytes],
-) -> None:
+    directory: Path, checkpoint: bytes, keys: Sequence[VerifierKey], found: Mapping[int, bytes]
+) -> SignedCheckpoint:
     """Prove that each of these bytes stands at its index, under the published checkpoint.
 
-    Raises `VerificationError` that names the first that does not, or that is not published yet.
+    Returns the checkpoint. Raises `MalformedNoteError`, or `VerificationError` that names the first
+    that does not stand there or is not published yet.
     """
+    signed = verify_checkpoint(checkpoint, keys)
     size = signed.checkpoint.size
     for index, raw in found.items():
         if index >= size:
             raise VerificationError(
                 f"Entry {index} is not published yet: the checkpoint covers {size}. Wait a second."
             )
-        note = signed.note.encode()
-        proof = prove(directory, index, checkpoint=note, size=size, entry=raw)
+        proof = prove(directory, index, checkpoint=checkpoint, size=size, entry=raw)
         verify_proof(proof, raw, keys)
+    return signed
 
 
 def read_exchanges(source: Iterable[tuple[int, bytes]]) -> Iterator[Exchange]:
@@ -225,7 +233,7 @@ def read_exchanges(source: Iterable[tuple[int, bytes]]) -> Iterator[Exchange]:
     for index, raw in source:
         entry = parse_entry(raw)
         if entry.stage in {"message", "log"}:
-            yield Exchange(entries=((index, entry),))
+            yield Exchange.of([(index, entry)])
             continue
         kind = "stream" if entry.stage in {"opened", "closed"} else "exchange"
         key = (kind, entry.request)
@@ -234,8 +242,8 @@ def read_exchanges(source: Iterable[tuple[int, bytes]]) -> Iterator[Exchange]:
         last = entry.part is None or sum(e.stage == entry.stage for _, e in held) == entry.parts
         if entry.stage in FINAL_STAGES and last:
             del waiting[key]
-            yield Exchange(entries=_stages(held))
+            yield Exchange.of(held)
         elif len(waiting) > MAX_OPEN:
-            yield Exchange(entries=_stages(waiting.pop(next(iter(waiting)))))
+            yield Exchange.of(waiting.pop(next(iter(waiting))))
     for held in waiting.values():
-        yield Exchange(entries=_stages(held))
+        yield Exchange.of(held)

@@ -32,7 +32,7 @@ TABLE = {
 
 def events(entry: Entry, names: Names | None = None) -> list[dict[str, Any]]:
     pairs = [(7, make_entry())] if entry.stage == "outcome" else []
-    exchange = Exchange(entries=(*pairs, (9, entry)))
+    exchange = Exchange.of([*pairs, (9, entry)])
     lines = list(BALP().rows(exchange, names, ORIGIN))
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
     found = [json.loads(line) for line in lines]

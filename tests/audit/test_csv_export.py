@@ -63,7 +63,7 @@ def test_every_line_has_the_documented_columns() -> None:
 def test_no_cell_begins_a_formula(start: str) -> None:
     assert harmless(f"{start}cmd|' /C calc'!A0").startswith("'")
     names = Names(actor=f"{start}1+1", client=None, patients=(f"{start}2",))
-    exchange = Exchange(entries=((0, make_entry("outcome")),))
+    exchange = Exchange.of([(0, make_entry("outcome"))])
     (line,) = CSV().rows(exchange, names, "x")
     for cell in cells(line)[0]:
         assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -71,7 +71,7 @@ def test_no_cell_begins_a_formula(start: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_any_name_survives_quoting(name: str) -> None:
-    exchange = Exchange(entries=((0, make_entry("outcome")),))
+    exchange = Exchange.of([(0, make_entry("outcome"))])
     (line,) = CSV().rows(exchange, Names(actor=name, client=None, patients=()), "x")
     (row,) = cells(line)
     assert len(row) == len(COLUMNS)

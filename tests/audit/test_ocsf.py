@@ -24,7 +24,7 @@ OF_CLASS = {
 
 
 def event(entry: Entry, names: Names | None = None) -> dict[str, Any]:
-    (line,) = OCSF().rows(Exchange(entries=((9, entry),)), names, "clinic.example/log")
+    (line,) = OCSF().rows(Exchange.of([(9, entry)]), names, "clinic.example/log")
     assert line.endswith(b"\n")
     found: dict[str, Any] = json.loads(line)
     return found
