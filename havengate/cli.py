@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import structlog
 import typer
 
+from audit import cli as audit_cli
 from audit.errors import AuditConfigurationError, AuditError, LogUnavailableError, WitnessError
 from havengate import __version__
 from havengate.errors import ConfigurationError
@@ -24,6 +25,10 @@ from keys import cli as keys_cli
 from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from audit.note import VerifierKey
+    from audit.ports import PersonSealer
     from havengate.configuration import Configuration
     from keys.bootstrap import BootstrapReport
 
@@ -52,6 +57,18 @@ def build() -> typer.Typer:
     app.add_typer(
         keys_cli.build(keys_cli.KeysCommands(open_program=_open_keys, set_up=_set_up_server)),
         name="keys",
+    )
+    app.add_typer(
+        audit_cli.build(
+            audit_cli.AuditCommands(
+                settings=lambda: _settings().audit,
+                tenant=lambda: _settings().tenant,
+                verifier_keys=_verifier_keys,
+                open_sealer=_open_sealer,
+                open_program=_open_audit,
+            )
+        ),
+        name="audit",
     )
     return app
 
@@ -89,6 +106,24 @@ def _options(
 ) -> None:
     global _file  # noqa: PLW0603 - the one option that every sub-command shares
     _file = config
+
+
+def _open_audit() -> AbstractContextManager[audit_cli.AuditProgram]:
+    from havengate import wiring
+
+    return wiring.open_audit_program(_settings(), os.environ)
+
+
+def _open_sealer() -> AbstractContextManager[PersonSealer]:
+    from havengate import wiring
+
+    return wiring.open_sealer(_settings(), os.environ)
+
+
+def _verifier_keys() -> Sequence[VerifierKey]:
+    from havengate import wiring
+
+    return wiring.read_verifier_keys(_settings(), os.environ)
 
 
 def _settings() -> Configuration:

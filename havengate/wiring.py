@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit.cli import AuditProgram
 from audit.errors import LogUnavailableError
 from audit.log import LogWriter
 from audit.note import VerifierKey
@@ -34,7 +35,7 @@ from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError
 from keys.keyring import Keyring
 from keys.layout import AUDIT_SIGNING_KEY
-from keys.server import KeyServer, open_server, with_environment
+from keys.server import KeyServer, open_server, open_vault, with_environment
 from keys.signing import VaultSigner
 from keys.store import KeyStore
 from keys.table import KeyTable
@@ -206,6 +207,36 @@ def open_keys_program(settings: Configuration, environ: Mapping[str, str]) -> It
     """Open what `havengate keys` works with."""
     with open_program(settings, environ) as program:
         yield program.commands
+
+
+@contextmanager
+def open_audit_program(
+    settings: Configuration, environ: Mapping[str, str]
+) -> Iterator[AuditProgram]:
+    """Open what `havengate audit` works with when it writes into the log."""
+    with open_program(settings, environ) as program:
+        yield AuditProgram(
+            tenant=settings.tenant,
+            actor=program.commands.actor,
+            appender=program.log.appender,
+            recorder=program.recorder,
+            sealer=program.keys.keyring,
+        )
+
+
+@contextmanager
+def open_sealer(settings: Configuration, environ: Mapping[str, str]) -> Iterator[Keyring]:
+    """Open what finds and opens names in entries, and not the log."""
+    with open_keys(settings, environ) as keys:
+        yield keys.keyring
+
+
+def read_verifier_keys(
+    settings: Configuration, environ: Mapping[str, str]
+) -> tuple[VerifierKey, ...]:
+    """Ask the key server for the log's public keys."""
+    with open_vault(settings.keys, "audit", environ=environ) as client:
+        return log_verifier_keys(settings.audit, VaultSigner(client, AUDIT_SIGNING_KEY))
 
 
 def set_up_server(
