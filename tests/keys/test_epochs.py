@@ -304,6 +304,23 @@ def test_a_key_wrapped_before_a_trim_and_stored_after_it_is_wrapped_again(
     assert bench.unseal("ada", text) == b"text"
 
 
+def test_a_key_read_before_a_trim_and_unwrapped_after_it_is_read_again(bench: Workbench) -> None:
+    texts = fill(bench, 3)
+    bench.store.empty()
+    bench.keyring.owner(TENANT, "person-0")
+    overtaken: list[bool] = []
+
+    def overtake(call: str) -> None:
+        if call == "unwrap" and not overtaken:
+            overtaken.append(True)
+            bench.epochs.rotate(actor=ACTOR)
+            bench.epochs.trim(actor=ACTOR, oldest=2)
+
+    bench.server.before_call = overtake
+    assert bench.unseal("person-0", texts["person-0"]) == b"text"
+    assert overtaken
+
+
 def test_the_current_epoch_cannot_be_trimmed_away(bench: Workbench) -> None:
     fill(bench, 1)
     with pytest.raises(KeyConfigurationError):

@@ -303,6 +303,20 @@ def test_the_table_is_asked_at_most_once_in_the_agreed_time(
     assert len(asked) <= 11
 
 
+def test_a_clock_that_steps_back_has_the_table_asked_again(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.seal("ada")
+
+    def down() -> int:
+        raise KeyTableError("asked")
+
+    monkeypatch.setattr(bench.table, "generation", down)
+    bench.clock.advance(-3600)
+    with pytest.raises(KeyTableError, match="asked"):
+        bench.seal("ada")
+
+
 def test_an_erasure_while_a_key_is_being_loaded_wins(bench: Workbench) -> None:
     """The row was read before the erasure, its key arrives after it: it must not be used."""
     text = bench.seal("ada")
