@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from audit.checkpoint import SignedCheckpoint, parse_checkpoint, verify_checkpoint
+from audit.checkpoint import (
+    SignedCheckpoint,
+    parse_checkpoint,
+    verifier_keys,
+    verify_checkpoint,
+)
 from audit.errors import LogTamperedError, VerificationError, WitnessError
-from audit.note import Signature
+from audit.note import Signature, parse_note
 from audit.publish import Publisher
 from audit.verify import verify_log
+from keys.layout import AUDIT_SIGNING_KEY
+from keys.signing import VaultSigner
+from keys.vault import VaultClient
 from tests.audit.conftest import ORIGIN, Log, entry
 from tests.audit.local_witness import DirectWitness, local_witness
 
@@ -238,3 +246,26 @@ def test_the_checkpoint_stays_readable_while_it_is_replaced(log: Log) -> None:
             if (log.directory / "checkpoint").exists():
                 sizes.append(size_of(log))
     assert sizes == sorted(sizes)
+
+
+def test_a_key_that_a_real_key_server_holds_signs_before_and_after_its_rotation(
+    log: Log, vault: Callable[[str], VaultClient]
+) -> None:
+    client = vault("audit")
+    signer = VaultSigner(client, AUDIT_SIGNING_KEY)
+    writer = log.open()
+    with Publisher(writer, signer) as publisher:
+        writer.append(entry(0))
+        publisher.publish()
+        before = log.checkpoint
+        path = f"{client.layout.transit}/keys/{AUDIT_SIGNING_KEY}/rotate"
+        vault("operator").call("POST", path, {})
+        writer.append(entry(1))
+        publisher.publish()
+    keys = verifier_keys(ORIGIN, signer)
+    assert verify_log(log.directory, keys, older_checkpoint=before).size == 2
+    assert (
+        parse_note(before).signatures[0].key_id != parse_note(log.checkpoint).signatures[0].key_id
+    )
+    with pytest.raises(VerificationError):
+        verify_log(log.directory, log.keys)
