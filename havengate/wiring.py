@@ -30,6 +30,7 @@ from keys.blindindex import BlindIndex
 from keys.bootstrap import BootstrapReport, bootstrap
 from keys.cli import KeysProgram
 from keys.database import KeyDatabase
+from keys.embedded import EmbeddedServer, verify_audit_file
 from keys.epochs import EpochKeeper
 from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError
@@ -186,9 +187,15 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
                 eraser=Eraser(
                     keys.keyring, database=keys.database, epochs=keeper, recorder=key_events
                 ),
+                verify_server=lambda: _verify_server(keys),
             ),
             verifier_keys=log_verifier_keys(settings.audit, signer),
         )
+
+
+def _verify_server(keys: OpenKeys) -> None:
+    if isinstance(keys.server, EmbeddedServer):
+        verify_audit_file(keys.server, keys.client)
 
 
 def log_verifier_keys(settings: AuditSettings, signer: Signer) -> tuple[VerifierKey, ...]:

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from keys.errors import KeyConfigurationError
+from keys.errors import EmbeddedServerError, KeyConfigurationError
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
@@ -37,13 +37,18 @@ JSONOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeysProgram:
-    """What one command works with. `actor` is who runs it, for the log."""
+    """What one command works with.
+
+    `actor` is who runs it, for the log. `verify_server` raises `EmbeddedServerError` if a server
+    that Havengate runs has lost its own audit file; for others it does nothing.
+    """
 
     tenant: str
     actor: str
     server: VaultClient
     keeper: EpochKeeper
     eraser: Eraser
+    verify_server: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,13 +187,23 @@ def _add_check(app: typer.Typer, commands: KeysCommands) -> None:
         """Open every key once; look for what is overdue or wrong. Exits with 1 if anything is."""
         with commands.open_program() as program, _progress("checked") as told:
             report = program.keeper.check(progress=told)
-        overdue = report.status.overdue
+            server_problem = _problem_of(program.verify_server)
         if as_json:
-            _print_json(_check_object(report))
+            _print_json({**_check_object(report), "server_problem": server_problem})
         else:
             _print_check(report)
-        if not report.sound or overdue:
+            if server_problem is not None:
+                typer.echo(f"Server       {server_problem}")
+        if not report.sound or report.status.overdue or server_problem is not None:
             raise typer.Exit(PROBLEM_FOUND)
+
+
+def _problem_of(verify: Callable[[], None]) -> str | None:
+    try:
+        verify()
+    except EmbeddedServerError as error:
+        return str(error)
+    return None
 
 
 def _add_set_up(app: typer.Typer, commands: KeysCommands) -> None:
