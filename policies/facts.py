@@ -99,6 +99,7 @@ def entity_key(request: Request) -> EntityKey:
         resource.service, resource.kind, resource.type, resource.labels,
         resource.confidentiality, resource.patient is None, resource.destination,
         relation(principal, resource), principal.scopes is None,
+        second_factor_age_s(request) is None,
         scopes_cover(principal, request.action, resource),
         consent.permits, consent.denies, consent.unreadable, consent.authorises,
     )  # fmt: skip
@@ -111,6 +112,8 @@ def entities(request: Request) -> list[dict[str, Any]]:
     attributes: dict[str, Any] = {"purpose": _entity("Purpose", request.context.purpose)}
     if principal.kind == "service":
         attributes["registered"] = [_entity("Purpose", one) for one in sorted(principal.purposes)]
+    if principal.kind == "user":
+        attributes["secondFactor"] = second_factor_age_s(request) is not None
     roles = [] if principal.kind == "anonymous" else sorted(principal.roles)
     resource_kind, resource_name = resource_uid(request)
     return [

@@ -1,10 +1,10 @@
 """What a policy's head says, as sets, and what its conditions read: how a request finds its rules.
 
 A policy whose head does not match is neither satisfied nor can it fail: Cedar evaluates the head
-first and stops there. The same holds for the words that stand first in the first `when`, as long as
-evaluating them cannot fail itself: the purpose (every principal has one), the groups of the
-resource, and its yes-or-no attributes (the schema was checked: they are there). Leaving such
-policies out of a decision therefore changes neither the answer nor the errors; a property test
+first and stops there. The same holds for the words that stand first in the first `when` or
+`unless`, as long as evaluating them cannot fail itself: the purpose (every principal has one), the
+groups of the resource, and yes-or-no attributes (the schema was checked: they are there). Leaving
+such policies out of a decision therefore changes neither the answer nor the errors; a property test
 holds the parts against the whole set. Any form that is not known here counts as "matches always".
 
 Reads the JSON form of policies (Cedar's EST).
@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 Uid = tuple[str, str]
+#: `principal` or `resource`, and the names of attributes: `resource.relation.author`.
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """What must hold before anything else of a policy is looked at. `None` stands for "any".
 
-    `resource_any`: each is a set of groups of which the resource must be in at least one. `flags`:
-    paths of attributes of the resource that must be true.
+    `resource_any`: each is a set of groups of which the resource must be in at least one. `holds`
+    and `holds_not`: attributes that must be true, and that must be false.
     """
 
     actions: frozenset[str] | None
@@ -34,7 +36,8 @@ class Scope:
     resource_in: Uid | None
     purposes: frozenset[str] | None
     resource_any: tuple[frozenset[Uid], ...]
-    flags: tuple[tuple[str, ...], ...]
+    holds: tuple[Path, ...]
+    holds_not: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,8 @@ def parse_scope(policy: Mapping[str, Any]) -> Scope:
         resource_in=resource_in,
         purposes=guard.purposes,
         resource_any=tuple(guard.groups),
-        flags=tuple(guard.flags),
+        holds=tuple(guard.holds),
+        holds_not=tuple(guard.holds_not),
     )
 
 
@@ -90,45 +94,66 @@ def _actions(head: Mapping[str, Any]) -> frozenset[str] | None:
 class _Guard:
     purposes: frozenset[str] | None = None
     groups: list[frozenset[Uid]] = field(default_factory=list)
-    flags: list[tuple[str, ...]] = field(default_factory=list)
+    holds: list[Path] = field(default_factory=list)
+    holds_not: list[Path] = field(default_factory=list)
 
 
 def _guard(conditions: Sequence[Mapping[str, Any]]) -> _Guard:
-    """Read the first words of the first `when`, up to the first that is not known to be safe."""
+    """Read the first words of the conditions, up to the first that is not known to be safe."""
     guard = _Guard()
-    if not conditions or conditions[0].get("kind") != "when":
-        return guard
-    for word in _conjuncts(conditions[0]["body"]):
-        compared, uids = _membership(word)
-        flag = _resource_path(word)
-        if compared == _PURPOSE and {kind for kind, _ in uids} == {"Purpose"}:
-            named = frozenset(name for _, name in uids)
-            guard.purposes = named if guard.purposes is None else guard.purposes & named
-        elif compared == {"Var": "resource"} and uids and {kind for kind, _ in uids} <= _GROUPS:
-            guard.groups.append(uids)
-        elif flag is not None:
-            guard.flags.append(flag)
+    for condition in conditions:
+        if condition.get("kind") == "when":
+            known = all(_must_hold(guard, word) for word in _parts(condition["body"], "&&"))
         else:
+            known = all(_must_not_hold(guard, word) for word in _parts(condition["body"], "||"))
+        if not known:
             break
     return guard
 
 
-def _resource_path(word: object) -> tuple[str, ...] | None:
-    """The attribute names of `resource.a.b`."""
+def _must_hold(guard: _Guard, word: Mapping[str, Any]) -> bool:
+    """Add one word of a `when`; false if it is of no form that is known here."""
+    compared, uids = _membership(word)
+    path = _path(word)
+    if compared == _PURPOSE and {kind for kind, _ in uids} == {"Purpose"}:
+        named = frozenset(name for _, name in uids)
+        guard.purposes = named if guard.purposes is None else guard.purposes & named
+    elif compared == {"Var": "resource"} and uids and {kind for kind, _ in uids} <= _GROUPS:
+        guard.groups.append(uids)
+    elif path is not None:
+        guard.holds.append(path)
+    else:
+        return False
+    return True
+
+
+def _must_not_hold(guard: _Guard, word: Mapping[str, Any]) -> bool:
+    """Add one word of an `unless`: if it is true, so is the whole, and nothing after it counts."""
+    path = _path(word)
+    if path is not None:
+        guard.holds_not.append(path)
+    return path is not None
+
+
+def _path(word: object) -> Path | None:
+    """The names in `resource.a.b` or `principal.a`."""
     names: list[str] = []
     while isinstance(word, dict) and isinstance(word.get("."), dict):
         names.append(word["."]["attr"])
         word = word["."]["left"]
-    return tuple(reversed(names)) if names and word == {"Var": "resource"} else None
+    variable = word.get("Var") if isinstance(word, dict) else None
+    if not names or variable not in {"principal", "resource"}:
+        return None
+    return (variable, *reversed(names))
 
 
-def _conjuncts(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _parts(body: Mapping[str, Any], operator: str) -> list[Mapping[str, Any]]:
     """The parts of `a && b && c`, in the order in which they are evaluated."""
     parts: list[Mapping[str, Any]] = []
     stack = [body]
     while stack:
         node = stack.pop()
-        both = node.get("&&")
+        both = node.get(operator)
         if isinstance(both, dict):
             stack += [both["right"], both["left"]]
         else:

@@ -21,7 +21,7 @@ class PoliciesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     #: Every record about substance use is taken as one of a 42 CFR Part 2 programme. Only a clinic
     #: that holds itself out for no such treatment (42 CFR 2.11) may say no.
     substance_use_is_part_2: bool = True
-    #: An answer that took longer than this is thrown away and the request denied.
+    #: An answer that took more CPU time than this is thrown away and the request denied.
     deadline_s: Seconds = 1.0
     #: Largest JSON content that is labelled, in values; anything larger is refused.
     max_values: Count = 200_000

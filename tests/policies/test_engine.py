@@ -106,6 +106,29 @@ def test_denies_when_an_answer_overflows() -> None:
     assert isinstance(Engine(bundle).decide(request()), Denied)
 
 
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        'when { OVERFLOW && principal.purpose == Purpose::"BTG" }',
+        "when { OVERFLOW && resource.relation.author }",
+        'when { OVERFLOW && resource in Label::"HIV" }',
+        "when { OVERFLOW } when { resource.relation.author }",
+        "unless { OVERFLOW || resource.relation.careTeam }",
+        "unless { OVERFLOW } unless { resource.relation.careTeam }",
+        'when { OVERFLOW || principal.purpose == Purpose::"BTG" }',
+    ],
+)
+def test_a_rule_that_fails_before_its_guard_is_reached_is_not_left_out(conditions: str) -> None:
+    """The schema cannot tell that a sum overflows: rules with guards behind one must be asked."""
+    overflow = "context.now + 9223372036854775807 > 0"
+    forbid = FORBID + "(principal, action, resource is Record) "
+    bundle = bundle_of(PERMIT, forbid + conditions.replace("OVERFLOW", overflow) + ";")
+    for engine in (Engine(bundle), Engine(bundle, whole=True)):
+        decision = engine.decide(request())
+        assert isinstance(decision, Denied)
+        assert decision.failure == "policies.evaluation_failed"
+
+
 def test_denies_when_nothing_allows() -> None:
     bundle = bundle_of(PERMIT.replace("action,", 'action == Action::"delete",'))
     assert Engine(bundle).decide(request()) == Denied(
@@ -355,6 +378,13 @@ when { if resource.hasPatient then principal.purpose in [Purpose::"TREAT"] else 
 @id("odd.late") @title("t") @cites("t") @reason("r") @remedy("consent")
 forbid(principal is User, action, resource is Record)
 when { principal.purpose == Purpose::"BTG" && principal.purpose in [Purpose::"TREAT"] };
+@id("odd.whole") @title("t") @cites("t") @obligation_limit_rows("7")
+permit(principal, action == Action::"history", resource is Record)
+when { (if resource.hasPatient then context else context).now > 0 };
+@id("odd.two") @title("t") @cites("t") @obligation_limit_rows("8")
+permit(principal is User, action in [Action::"read", Action::"history"], resource is Record)
+when { resource.relation.careTeam } unless { resource.relation.author || context has breakGlass }
+when { principal.purpose == Purpose::"HRESCH" || principal.secondFactor };
 @id("odd.unless") @title("t") @cites("t") @reason("r") @remedy("purpose")
 forbid(principal, action == Action::"search", resource is Record)
 unless { resource.hasPatient } when { context has patient && context.patient == "p2" };
@@ -371,7 +401,7 @@ WHOLE = Engine(WITH_ODD, whole=True)
 FORGETFUL = Engine(WITH_ODD, keep_answers=False)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(requests())
 def test_choosing_rules_beforehand_never_changes_the_answer(asked: Request) -> None:
     expected = WHOLE.decide(asked)
@@ -383,7 +413,7 @@ def test_choosing_rules_beforehand_never_changes_the_answer(asked: Request) -> N
 COMPILED = cedarpy.Schema.from_str(SCHEMA)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(requests())
 def test_every_request_is_what_the_schema_says(asked: Request) -> None:
     """The rules were checked against the schema, so what they meet must be of its types."""
@@ -400,7 +430,7 @@ def test_every_request_is_what_the_schema_says(asked: Request) -> None:
     assert answer.allowed, answer.diagnostics.errors
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(requests())
 def test_equal_keys_mean_equal_entities(asked: Request) -> None:
     other = replace(
@@ -410,7 +440,7 @@ def test_equal_keys_mean_equal_entities(asked: Request) -> None:
     assert facts.entities(asked) == facts.entities(other)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(requests(), requests())
 def test_different_entities_mean_different_keys(one: Request, other: Request) -> None:
     if facts.entities(one) != facts.entities(other):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.errors import UnlabelledContentError
-from policies.labels import Labeller, Labels
+from policies.labels import MAX_DEPTH, Labeller, Labels
 from policies.model import CONFIDENTIALITY, LABELS, ServiceKind
 from policies.tables import load_tables
 
@@ -127,6 +127,14 @@ def test_psychotherapy_notes_are_very_restricted() -> None:
     assert labels(note) == Labels(codes=frozenset({"PSY", "PSYTHPN"}), confidentiality="V")
 
 
+def test_of_several_levels_the_highest_holds_in_any_order() -> None:
+    for codes in (("V", "N"), ("N", "V"), ("R", "V", "L")):
+        assert labels({"resourceType": "Basic", "meta": tagged(*codes)}).confidentiality == "V"
+    inner = {"resourceType": "Basic", "meta": tagged("V")}
+    outer = {"resourceType": "Basic", "meta": tagged("L"), "contained": [inner]}
+    assert labels(outer).confidentiality == "V"
+
+
 def test_a_label_on_a_document_counts() -> None:
     note = {
         "resourceType": "DocumentReference",
@@ -160,7 +168,14 @@ def test_codes_of_other_apps_are_labelled_by_their_rules() -> None:
 
 def test_content_that_is_too_deep_or_too_large_is_refused() -> None:
     deep: Any = {"code": {"coding": [{"system": ICD, "code": "B20"}]}}
-    for _ in range(200_000):
+    for _ in range(MAX_DEPTH - 10):
+        deep = [deep]
+    assert labels(deep).codes == {"HIV"}
+    for _ in range(20):
+        deep = [deep]
+    with pytest.raises(UnlabelledContentError):
+        labels(deep)
+    for _ in range(100_000):
         deep = [deep]
     with pytest.raises(UnlabelledContentError):
         labels(deep)
