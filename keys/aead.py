@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from keys.errors import UnsealError
+from keys.errors import KeyConfigurationError, UnsealError
 
 KEY_BYTES = 32
 SALT_BYTES = 16
@@ -53,8 +53,14 @@ def key_hash(key: bytes) -> HMAC:
     """Return HMAC-SHA512 with a 32-byte key and nothing hashed yet: what a data key is kept as.
 
     OpenSSL erases it when the last reference goes (HMAC_CTX_free(3)); copying it costs half of
-    keying it again.
+    keying it again. Raises `KeyConfigurationError` for a key of any other length: HMAC pads short
+    keys, so two lengths could mean the same key, and nothing would be committed to.
     """
+    if len(key) != KEY_BYTES:
+        raise KeyConfigurationError(
+            f"expected a data key of {KEY_BYTES} bytes, got {len(key)}; the key table or the key "
+            "server belongs to another program"
+        )
     return HMAC(key, SHA512())
 
 

@@ -11,12 +11,13 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keys import aead
-from keys.errors import UnsealError
+from keys.errors import KeyConfigurationError, UnsealError
 from tests.keys import gcm_confusion
 from tests.keys.vectors import HG1_VECTORS
 
@@ -60,6 +61,13 @@ def test_another_key_or_place_fails(key: bytes, other: bytes, place: bytes, move
     if place != moved:
         with pytest.raises(UnsealError):
             aead.unseal(key, moved, message)
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_a_key_of_another_length_is_refused(length: int) -> None:
+    # HMAC pads: a shorter key and the same key with zeros behind it would be one.
+    with pytest.raises(KeyConfigurationError):
+        aead.seal(bytes(length), b"place", b"text")
 
 
 def test_every_failure_looks_the_same() -> None:
@@ -116,7 +124,7 @@ def test_hkdf_expand_agrees_with_wycheproof() -> None:
                 continue
             extracted = hmac.digest(salt or bytes(64), ikm, "sha512")
             assert (
-                aead.expand(aead.key_hash(extracted), bytes.fromhex(case["info"]))[: len(okm)]
+                aead.expand(HMAC(extracted, SHA512()), bytes.fromhex(case["info"]))[: len(okm)]
                 == okm[:64]
             )
             tried += 1
