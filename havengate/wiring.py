@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit.cli import AuditProgram
+from audit.entry import parse_entry
 from audit.errors import LogUnavailableError
 from audit.log import LogWriter
 from audit.note import VerifierKey
 from audit.ports import Signer
 from audit.publish import Publisher
+from audit.reader import LogReader
 from audit.recorder import Appender, KeyEventLog, Recorder, clock_step_entry, repair_entry
+from audit.retention import first_kept
 from audit.settings import AuditSettings
 from audit.transport import BlockingLogClient
 from audit.witness import WitnessClient
@@ -42,6 +45,9 @@ from keys.store import KeyStore
 from keys.table import KeyTable
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
+
+#: How an erasure looks in the bytes of an entry.
+_ERASURE = b'"action":"keys.person.erase"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +194,7 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
                     keys.keyring, database=keys.database, epochs=keeper, recorder=key_events
                 ),
                 verify_server=lambda: _verify_server(keys),
+                erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
             ),
             verifier_keys=log_verifier_keys(settings.audit, signer),
         )
@@ -196,6 +203,16 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
 def _verify_server(keys: OpenKeys) -> None:
     if isinstance(keys.server, EmbeddedServer):
         verify_audit_file(keys.server, keys.client)
+
+
+def erased_keys(directory: Path) -> Iterator[str]:
+    """Give the ids of keys that erasures destroyed, from the log itself: the index may be old."""
+    log = LogReader(directory)
+    for _, raw in log.read(first_kept(directory)):
+        if _ERASURE in raw:
+            entry = parse_entry(raw)
+            if entry.outcome == "success":
+                yield from entry.key_ids
 
 
 def log_verifier_keys(settings: AuditSettings, signer: Signer) -> tuple[VerifierKey, ...]:

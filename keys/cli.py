@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +49,8 @@ class KeysProgram:
     keeper: EpochKeeper
     eraser: Eraser
     verify_server: Callable[[], None]
+    #: Ids of keys of which the log says that an erasure destroyed them.
+    erased_in_log: Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ def build(commands: KeysCommands) -> typer.Typer:
     _add_rotate(app, commands)
     _add_trim(app, commands)
     _add_erase(app, commands)
+    _add_erase_again(app, commands)
     _add_check(app, commands)
     _add_set_up(app, commands)
     return app
@@ -181,6 +184,19 @@ def _add_erase(app: typer.Typer, commands: KeysCommands) -> None:
             _print_receipt(found)
 
 
+def _add_erase_again(app: typer.Typer, commands: KeysCommands) -> None:
+    @app.command("erase-again")
+    def erase_again(*, as_json: JSONOption = False) -> None:
+        """After restoring the key table: destroy again every key that the log says was erased."""
+        with commands.open_program() as program:
+            revived = program.eraser.revived(program.erased_in_log())
+            destroyed = program.eraser.erase_again(key_ids=revived, actor=program.actor)
+        if as_json:
+            _print_json({"destroyed": destroyed})
+        else:
+            typer.echo(f"{len(destroyed)} keys had come back and are destroyed again.")
+
+
 def _add_check(app: typer.Typer, commands: KeysCommands) -> None:
     @app.command()
     def check(*, as_json: JSONOption = False) -> None:
@@ -188,13 +204,20 @@ def _add_check(app: typer.Typer, commands: KeysCommands) -> None:
         with commands.open_program() as program, _progress("checked") as told:
             report = program.keeper.check(progress=told)
             server_problem = _problem_of(program.verify_server)
+            revived = program.eraser.revived(program.erased_in_log())
         if as_json:
-            _print_json({**_check_object(report), "server_problem": server_problem})
+            found = {"server_problem": server_problem, "revived": revived}
+            _print_json({**_check_object(report), **found})
         else:
             _print_check(report)
             if server_problem is not None:
                 typer.echo(f"Server       {server_problem}")
-        if not report.sound or report.status.overdue or server_problem is not None:
+            if revived:
+                typer.echo(
+                    f"Revived      {len(revived)} erased keys are back, from a backup of the key "
+                    "table: run `havengate keys erase-again`"
+                )
+        if not report.sound or report.status.overdue or server_problem is not None or revived:
             raise typer.Exit(PROBLEM_FOUND)
 
 

@@ -8,9 +8,10 @@ recorded → receipt. A crash after the transaction is finished by the next call
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import batched
 from typing import Literal
 
 from sqlalchemy import delete, insert, select, update
@@ -24,6 +25,8 @@ from keys.ports import KeyEvent, KeyEventRecorder
 from keys.schema import data_keys, key_erasures, pseudonyms, reidentifications
 from keys.table import destroy_keys
 
+#: Their ids fit into one entry of the log, whatever else it says.
+_KEYS_PER_ENTRY = 1000
 _PROBE = b"a text that must not open once this person is erased"
 _PROBE_SERVICE = "keys"
 _PROBE_FIELD = "erasure-probe"
@@ -80,17 +83,32 @@ class Eraser:
             return _receipt(last, already_erased=True)
         return self._finish(self._destroy(context, subject, key_ids, actor), context, actor)
 
+    def revived(self, erased: Iterable[str]) -> list[str]:
+        """Return which of the keys that the log says were erased are alive, sorted.
+
+        There are such only after the key table was restored from a backup.
+        """
+        table = self._keyring.store.table
+        found: list[str] = []
+        for some in batched(erased, _KEYS_PER_ENTRY):
+            rows = table.by_ids(some).values()
+            found += [row.key_id for row in rows if row.erased_at is None]
+        return sorted(found)
+
     def erase_again(self, *, key_ids: list[str], actor: str) -> list[str]:
         """Destroy once more what the log says was erased: the key table was restored from a backup.
 
         Returns the ids of those that the backup had brought back.
         """
-        request_id = secrets.token_hex(16)
-        self._record("intent", request_id, "", actor, key_ids)
-        destroyed = self._keyring.store.table.destroy(key_ids, now=self._keyring.store.clock())
-        self._keyring.store.empty()
-        self._database.scrub()
-        self._record("outcome", request_id, "", actor, destroyed, succeeded=True)
+        destroyed: list[str] = []
+        for some in batched(key_ids, _KEYS_PER_ENTRY):
+            request_id = secrets.token_hex(16)
+            self._record("intent", request_id, "", actor, list(some))
+            done = self._keyring.store.table.destroy(some, now=self._keyring.store.clock())
+            self._keyring.store.empty()
+            self._database.scrub()
+            self._record("outcome", request_id, "", actor, done, succeeded=True)
+            destroyed += done
         return destroyed
 
     # --- Steps ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,34 @@ def test_a_person_is_erased_with_a_receipt_that_stands_in_the_log(home: Path) ->
 
     again = run_json(home, "keys", "erase", PERSON, "--yes")
     assert again == receipt | {"already_erased": True}
+
+
+def test_an_erased_key_that_a_restored_backup_brings_back_is_found_and_erased_again(
+    home: Path,
+) -> None:
+    text = seal_something(home)
+    table = home / "var" / "keys.sqlite3"
+    backup = home / "backup.sqlite3"
+    with sqlite3.connect(table) as source, sqlite3.connect(backup) as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    run_json(home, "keys", "erase", PERSON, "--yes")
+    for name in ("keys.sqlite3-wal", "keys.sqlite3-shm"):
+        (table.parent / name).unlink(missing_ok=True)
+    backup.rename(table)
+    with wiring.open_program(settings_of(home), {}) as program:
+        assert program.keys.keyring.unseal(context(), text) == b"a note"
+
+    code, out, _ = run(home, "keys", "check", "--json")
+    assert (code, json.loads(out)["revived"]) == (1, [text.split(".")[1]])
+    assert run_json(home, "keys", "erase-again") == {"destroyed": [text.split(".")[1]]}
+    assert run_json(home, "keys", "check")["revived"] == []
+    with (
+        wiring.open_program(settings_of(home), {}) as program,
+        pytest.raises(PersonErasedError),
+    ):
+        program.keys.keyring.unseal(context(), text)
 
 
 def test_nothing_is_erased_without_a_yes(home: Path) -> None:
