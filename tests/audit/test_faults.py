@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from audit.errors import LogFullError, LogTamperedError, LogUnavailableError
-from audit.journal import list_segments, segment_path
+from audit.journal import (
+    encode_frame,
+    encode_header,
+    frame_seed,
+    list_segments,
+    segment_path,
+)
 from audit.log import LogWriter
 from audit.publish import Publisher
 from audit.reader import LogReader
@@ -136,16 +142,24 @@ def test_stays_closed_after_a_restart_until_an_operator_acts(log: Log) -> None:
     assert writer.size == 1
 
 
-def test_a_journal_rewritten_in_place_is_found_before_it_is_integrated(log: Log) -> None:
+@pytest.mark.parametrize("with_checksum", [False, True])
+def test_a_journal_rewritten_in_place_is_found_before_it_is_integrated(
+    log: Log,
+    with_checksum: bool,  # noqa: FBT001 - drawn by pytest
+) -> None:
     writer = log.open()
     for number in range(200):
         writer.append(entry(number))
+    seed = frame_seed(encode_header(ORIGIN, 0))
+    honest = encode_frame(entry(150), None, starts_batch=True, seed=seed)
+    forged = encode_frame(entry(666), None, starts_batch=True, seed=seed)
+    if not with_checksum:
+        forged = honest[:8] + forged[8:]
     path = segment(log)
-    data = path.read_bytes()
-    at = data.index(b"r150")
+    at = path.read_bytes().index(honest)
     with path.open("r+b") as file:
         file.seek(at)
-        file.write(b"r666")
+        file.write(forged)
     with Publisher(writer, log.signer) as publisher, pytest.raises(LogTamperedError):
         publisher.publish()
     with pytest.raises(LogTamperedError):
