@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,9 @@ _POSTGRES_WORDS = (
 _words = Table(
     "audit_words", MetaData(), Column("log_index", BigInteger), Column("words", TSVECTOR)
 )
-_INSERTS = {
-    "audit_entries": 10,
-    "audit_patients": 2,
-    "audit_labels": 2,
-    "audit_rules": 2,
-}
+_COLUMNS = {table.name: len(table.c) for table in (entries, patients, labels, rules)}
+#: Rows in one SQLite statement: each costs less than in a statement of its own.
+_ROWS_AT_ONCE = 64
 
 
 class Rows:
@@ -229,9 +227,8 @@ class Store:
         """Add a batch within `writing`."""
         if self.is_sqlite:
             for table, values in rows.lists():
-                marks = ",".join("?" * _INSERTS[table])
-                cursor.executemany(f"INSERT INTO {table} VALUES ({marks})", values)  # noqa: S608 - our own names
-            cursor.executemany("INSERT INTO audit_words (rowid, words) VALUES (?, ?)", rows.words)
+                _insert_many(cursor, table, "", _COLUMNS[table], values)
+            _insert_many(cursor, "audit_words", "(rowid, words)", 2, rows.words)
             return
         for table, values in rows.lists():
             with cursor.copy(f"COPY {table} FROM STDIN") as copy:
@@ -255,6 +252,21 @@ class Store:
             _words.c.words.op("@@")(text("cast(:words as tsquery)").bindparams(words=query))
         )
         return entries.c.log_index.in_(matching)
+
+
+def _insert_many(
+    cursor: Any, table: str, names: str, columns: int, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert into SQLite, many rows with each statement and the rest one by one."""
+    row = f"({','.join('?' * columns)})"
+    statement = f"INSERT INTO {table} {names} VALUES "  # noqa: S608 - our own names
+    whole = len(rows) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    chunks = (
+        list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE]))
+        for start in range(0, whole, _ROWS_AT_ONCE)
+    )
+    cursor.executemany(statement + ",".join([row] * _ROWS_AT_ONCE), chunks)
+    cursor.executemany(statement + row, rows[whole:])
 
 
 def _parse_url(url: str) -> URL:
