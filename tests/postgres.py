@@ -19,8 +19,9 @@ _PROGRAMS = Path("/usr/lib/postgresql")
 def running_postgres(directory: Path) -> Iterator[str]:
     """Start a server with its data in `directory`; yield the SQLAlchemy URL of an empty database.
 
-    PostgreSQL refuses to run as root, so root runs it as user `postgres`. Skips the test if the
-    server is not installed (`make apt` installs it).
+    PostgreSQL refuses to run as root, so root runs it as user `postgres`, and then outside of
+    `directory`: pytest closes the directories of all its sessions to other users whenever one
+    begins. Skips the test if the server is not installed (`make apt` installs it).
     """
     programs = _find_programs()
     as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
@@ -28,12 +29,11 @@ def running_postgres(directory: Path) -> Iterator[str]:
     # A socket's path may have 107 bytes: directories of tests are longer.
     with tempfile.TemporaryDirectory(prefix="hgpg", dir="/tmp") as short:
         home = Path(short)
-        data = directory / "data"
+        data = (home if prefix else directory) / "data"
         data.mkdir(parents=True)
         if prefix:
             for path in (home, data):
                 shutil.chown(path, "postgres", "postgres")
-            _let_through(directory)
         options = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off"
         _run([*prefix, programs / "initdb", "-D", data, "-A", "trust", "-U", "havengate", "-N"])
         control: list[str | Path] = [*prefix, programs / "pg_ctl", "-D", data, "-w"]
@@ -49,13 +49,6 @@ def _find_programs() -> Path:
     if not found:
         pytest.skip("PostgreSQL is not installed: run `make apt`")
     return found[-1].parent
-
-
-def _let_through(directory: Path) -> None:
-    """Let user `postgres` pass the directories above its own, which pytest makes for root alone."""
-    for path in [directory, *directory.parents]:
-        if path.stat().st_uid == os.geteuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
 
 
 def _run(command: Sequence[str | Path]) -> None:
