@@ -122,6 +122,8 @@ class VaultRejectedError(VaultError):
     code = "keys.vault_rejected"
     #: The HTTP status; 0 where the answer was good but one of its items was refused.
     status = 0
+    #: Whether the server itself said that there is nothing at this path.
+    absent = False
 
 
 # --- The operator must act -----------------------------------------------------------------------

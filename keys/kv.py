@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from keys.errors import KeyConfigurationError, VaultRejectedError
@@ -30,7 +29,8 @@ class KVStore:
         try:
             answer = self._client.call("GET", self._path("data", path))
         except VaultRejectedError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+            # Any other 404, such as for a mount that is gone, must not pass for "there is none".
+            if error.absent:
                 return None
             raise
         data = data_of(answer).get("data")
@@ -54,9 +54,7 @@ def check_path(path: str) -> str:
 
     Raises `KeyConfigurationError`: a name with `..` or a query could reach outside.
     """
-    if re.fullmatch(
-        r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", path, re.ASCII
-    ):
+    if _PATH.fullmatch(path):
         return path
     raise KeyConfigurationError(
         "A path on the key server may hold letters, digits, '.', '_', '-' and single slashes only, "

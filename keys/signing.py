@@ -7,7 +7,6 @@ a checkpoint of the audit log, or a statement about an identity.
 from __future__ import annotations
 
 import base64
-import binascii
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from keys.errors import VaultRejectedError
 from keys.vault import VaultClient
+from keys.vault_answers import data_of, decode_base64
 
 _PUBLIC_KEY_BYTES = 32
 _SIGNATURE_BYTES = 64
@@ -79,12 +79,18 @@ class VaultSigner:
 
 
 def _parse_public_keys(answer: Mapping[str, Any]) -> dict[int, bytes]:
-    data = answer.get("data") or {}
+    data = data_of(answer)
     if data.get("type") != "ed25519":
         raise VaultRejectedError(f"Expected an ed25519 key, found {data.get('type')!r}.")
-    keys = {
-        int(version): _decode(details["public_key"]) for version, details in data["keys"].items()
-    }
+    try:
+        keys = {
+            int(version): decode_base64(details["public_key"])
+            for version, details in data["keys"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise VaultRejectedError(
+            "The key server described the versions of a key in a form that it never has."
+        ) from error
     if not keys or any(len(key) != _PUBLIC_KEY_BYTES for key in keys.values()):
         raise VaultRejectedError(
             "The key server showed no public key, or one that has not 32 bytes."
@@ -93,19 +99,12 @@ def _parse_public_keys(answer: Mapping[str, Any]) -> dict[int, bytes]:
 
 
 def _parse_signature(answer: Mapping[str, Any]) -> tuple[int, bytes]:
-    match str((answer.get("data") or {}).get("signature", "")).split(":"):
+    match str(data_of(answer).get("signature", "")).split(":"):
         case ["vault", version, encoded] if version[:1] == "v" and version[1:].isdecimal():
-            signature = _decode(encoded)
+            signature = decode_base64(encoded)
             if len(signature) == _SIGNATURE_BYTES:
                 return int(version[1:]), signature
     raise VaultRejectedError(
         "Expected a signature of the form vault:v<version>:<base64 of 64 bytes>, got something "
         "else."
     )
-
-
-def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise VaultRejectedError("The key server answered something that is not base64.") from error

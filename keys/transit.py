@@ -11,7 +11,6 @@ https://openbao.org/api-docs/secret/transit/
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import batched
@@ -21,10 +20,11 @@ from keys.errors import VaultRejectedError
 from keys.layout import HMAC_KEY, KEK
 from keys.ports import WrappedKey, WrapRequest
 from keys.vault import VaultClient
-from keys.vault_answers import data_of, integer
+from keys.vault_answers import data_of, decode_base64, integer
 
 #: OpenBao refuses JSON bodies of more than 1,000 strings; an item has up to four.
 MAX_BATCH_ITEMS = 200
+_HMAC_BYTES = 32
 
 _CIPHERTEXT = re.compile(r"vault:v([1-9][0-9]{0,8}):[A-Za-z0-9+/]+={0,2}", re.ASCII)
 
@@ -58,7 +58,7 @@ class TransitKeyWrapper:
         changed, or its epoch was trimmed.
         """
         texts = self._batches("decrypt", _ciphertexts(wrapped), "plaintext")
-        return [_decode(text) for text in texts]
+        return [decode_base64(text) for text in texts]
 
     def rewrap(self, wrapped: Sequence[WrappedKey]) -> list[WrappedKey]:
         """Move to the current epoch without the key leaving the server."""
@@ -70,20 +70,33 @@ class TransitKeyWrapper:
 
     def epochs(self) -> tuple[int, int]:
         """Return the oldest epoch that can still unwrap, and the current one."""
-        data = data_of(self._client.call("GET", self._path("keys")))
+        data = self._read()
         minimums = (
             integer(data, "min_decryption_version"),
             integer(data, "min_available_version"),
         )
-        return max(1, *minimums), integer(data, "latest_version")
+        latest = integer(data, "latest_version")
+        if latest < max(1, *minimums):
+            raise VaultRejectedError(
+                f"The key server says that epoch {latest} is current and that {max(minimums)} is "
+                "the oldest, which cannot be."
+            )
+        return max(1, *minimums), latest
 
     def roll(self) -> int:
         """Begin a new epoch, forbid wrapping under older ones, and return its number.
 
-        Sent once: after `VaultUnavailableError`, `epochs` tells whether it happened.
+        Sent once: after `VaultUnavailableError`, `epochs` tells whether it happened. Raises
+        `VaultRejectedError` if the server agreed and there is no new epoch.
         """
+        _, before = self.epochs()
         self._client.call("POST", f"{self._path('keys')}/rotate", {}, idempotent=False)
         _, latest = self.epochs()
+        if latest <= before:
+            raise VaultRejectedError(
+                f"The key server agreed to roll but did not begin an epoch after {before}; ask its "
+                "operator why."
+            )
         self._configure(min_encryption_version=latest)
         return latest
 
@@ -91,9 +104,10 @@ class TransitKeyWrapper:
         """Destroy all epochs before `oldest` for good, on the server and in its future backups.
 
         Does nothing if they are gone already. Raises `VaultRejectedError` if `oldest` does not
-        exist.
+        exist, or if the server agreed and the epochs are still there: a receipt must not name them
+        destroyed.
         """
-        data = data_of(self._client.call("GET", self._path("keys")))
+        data = self._read()
         latest = integer(data, "latest_version")
         if not 1 <= oldest <= latest:
             raise VaultRejectedError(
@@ -107,6 +121,14 @@ class TransitKeyWrapper:
             min_encryption_version=max(oldest, integer(data, "min_encryption_version")),
         )
         self._client.call("POST", f"{self._path('keys')}/trim", {"min_available_version": oldest})
+        if integer(self._read(), "min_available_version") < oldest:
+            raise VaultRejectedError(
+                f"The key server agreed to trim but did not destroy the epochs before {oldest}; "
+                "ask its operator why."
+            )
+
+    def _read(self) -> dict[str, Any]:
+        return data_of(self._client.call("GET", self._path("keys")))
 
     def _configure(self, **minimums: int) -> None:
         self._client.call("POST", f"{self._path('keys')}/config", minimums)
@@ -137,7 +159,12 @@ class VaultHMAC:
                 body["key_version"] = version
             answer = self._client.call("POST", self._path, body)
             texts = _batch_results(answer, "hmac", "hmac", len(batch))
-            codes += [(parse_epoch(text), _decode(text.rpartition(":")[2])) for text in texts]
+            codes += [(parse_epoch(text), decode_base64(text.rpartition(":")[2])) for text in texts]
+        if any(len(code) != _HMAC_BYTES or version not in {0, used} for used, code in codes):
+            raise VaultRejectedError(
+                f"The key server answered a keyed hash that has not {_HMAC_BYTES} bytes or is of "
+                "another version than asked for."
+            )
         return codes
 
 
@@ -165,7 +192,8 @@ def _batch_results(answer: dict[str, Any], verb: str, wanted: str, expected: int
     Raises `VaultRejectedError` if an item failed or is missing.
     """
     results = data_of(answer).get("batch_results")
-    if not isinstance(results, list) or len(results) != expected:
+    whole = isinstance(results, list) and all(isinstance(item, dict) for item in results)
+    if not isinstance(results, list) or not whole or len(results) != expected:
         raise VaultRejectedError(
             f"The key server answered {verb} without one result for each item."
         )
@@ -184,10 +212,3 @@ def _batch_results(answer: dict[str, Any], verb: str, wanted: str, expected: int
 
 def _encode(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise VaultRejectedError("The key server answered something that is not base64.") from error

@@ -23,6 +23,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from hvac.adapters import RawAdapter
 from requests.adapters import HTTPAdapter
 
@@ -43,6 +44,9 @@ _RENEW_AT_FRACTION = 0.6
 #: After a failed renewal the token in hand is used for so long before the next try.
 _RENEWAL_PAUSE_S = 1.0
 _POOL_SIZE = 64
+#: Far more than the largest batch. What is larger is no answer of a key server.
+_LARGEST_ANSWER_BYTES = 8 * 1024 * 1024
+_READ_BYTES = 64 * 1024
 _NO_COOKIES = DefaultCookiePolicy(allowed_domains=[])
 
 
@@ -67,6 +71,14 @@ class FixedToken:
 
     token: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        # Libraries quote a header that they cannot send.
+        if not _is_header_text(self.token):
+            raise KeyConfigurationError(
+                "The token must be one line of printable ASCII without spaces around it; log in "
+                "again and hand in what was printed."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerHealth:
@@ -90,8 +102,9 @@ class _Token:
 class VaultClient:
     """One role's connection. Thread-safe; close it, or use it as a context manager.
 
-    Every call ends within `settings.deadline_s`, logins and renewals included. It raises a
-    `VaultError`, or `KeyConfigurationError` for credentials that cannot be read.
+    Every call ends within `settings.deadline_s`, logins and renewals included, or at most the
+    time-outs of one attempt later: for connecting, for the head of the answer, for its body. It
+    raises a `VaultError`, or `KeyConfigurationError` for credentials that cannot be read.
     Tokens appear in no message, log or `repr`. `clock` counts seconds and need not be the time of
     day.
     """
@@ -272,8 +285,9 @@ class VaultClient:
         except (VaultDeniedError, VaultRejectedError) as error:
             raise VaultDeniedError(
                 f"The key server refused the login of role {self.role}: its secret was revoked or "
-                f"has expired, or the role does not exist under prefix {self.layout.prefix}. Issue "
-                "a new secret id with `havengate keys bootstrap` and try again."
+                f"has expired, or the role does not exist under prefix {self.layout.prefix}. "
+                "Remove its secret-id file and have a new one issued: with `havengate keys set-up` "
+                "on a server of your own, by a restart on the one that Havengate brings."
             ) from error
 
     def _ask_for_token(
@@ -281,12 +295,18 @@ class VaultClient:
     ) -> _Token:
         asked_at = self._clock()
         value = previous.value if previous and path.endswith("renew-self") else None
-        answer = self._send("POST", path, body, value, deadline).get("auth") or {}
-        lease_s, text = answer.get("lease_duration"), answer.get("client_token")
-        if not isinstance(lease_s, int) or not isinstance(text, str):
+        answer = self._send("POST", path, body, value, deadline).get("auth")
+        if not isinstance(answer, dict):
             raise VaultRejectedError("The key server answered a login without a token.")
+        lease_s, text = answer.get("lease_duration"), answer.get("client_token")
+        usable = isinstance(text, str) and text and _is_header_text(text)
+        if type(lease_s) is not int or lease_s <= 0 or not usable:
+            raise VaultRejectedError(
+                "The key server answered a login with a token that cannot be used or that has no "
+                "end."
+            )
         return _Token(
-            value=text,
+            value=str(text),
             renew_at=asked_at + lease_s * _RENEW_AT_FRACTION,
             expires_at=asked_at + lease_s,
             renewable=bool(answer.get("renewable")),
@@ -328,35 +348,68 @@ class VaultClient:
     ) -> dict[str, Any]:
         where = f"{method} {path.partition('?')[0]} at {self.address}"
         try:
-            response = self._adapter.request(
+            with self._adapter.request(
                 method,
                 f"/v1/{path}",
                 headers={"X-Vault-Token": token} if token else {},
                 json=body,
                 timeout=timeout_s,
                 raise_exception=False,
-            )
+                stream=True,
+            ) as response:
+                content = self._read_answer(response, where, timeout_s)
         except requests.exceptions.SSLError as error:
             raise VaultUnavailableError(
                 f"{where}: the server's certificate was not accepted; check keys.vault.ca_file and "
                 "the names in the certificate."
             ) from error
-        except requests.exceptions.Timeout as error:
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise VaultUnavailableError(f"{where}: no answer within {timeout_s:.2g} s.") from error
-        except (requests.exceptions.RequestException, OSError) as error:
+        except (
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        ) as error:
             raise VaultUnavailableError(
                 f"{where}: no connection ({type(error).__name__}); check that the server runs."
             ) from error
-        return parse_response(response, where)
+        return parse_response(response, content, where)
+
+    def _read_answer(self, response: requests.Response, where: str, timeout_s: float) -> bytes:
+        """Return the body. The socket's time-out begins anew with each byte; this one does not."""
+        ends_at = self._clock() + timeout_s
+        content = bytearray()
+        while chunk := response.raw.read1(_READ_BYTES, decode_content=False):
+            content += chunk
+            if len(content) > _LARGEST_ANSWER_BYTES:
+                raise VaultUnavailableError(
+                    f"{where}: the answer is larger than {_LARGEST_ANSWER_BYTES} bytes; something "
+                    "else than a key server answers there."
+                )
+            if self._clock() > ends_at:
+                raise VaultUnavailableError(f"{where}: no whole answer within {timeout_s:.2g} s.")
+        return bytes(content)
+
+
+def _is_header_text(text: str) -> bool:
+    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def _parse_address(address: str) -> str:
-    parts = urlsplit(address)
+    malformed = KeyConfigurationError(
+        "keys.vault.address (or VAULT_ADDR) must look like https://vault.example:8200."
+    )
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        # It would quote the address, and that may hold a password.
+        raise malformed from None
     loopback = parts.hostname in {"127.0.0.1", "::1", "localhost"}
-    if not parts.hostname or parts.scheme not in {"https", "http"} or parts.query or parts.username:
-        raise KeyConfigurationError(
-            "keys.vault.address (or VAULT_ADDR) must look like https://vault.example:8200."
-        )
+    if not parts.hostname or parts.scheme not in {"https", "http"}:
+        raise malformed
+    if parts.query or "@" in parts.netloc:
+        raise malformed
     if parts.scheme == "http" and not loopback:
         raise KeyConfigurationError(
             "keys.vault.address (or VAULT_ADDR) must be https unless it is on loopback: tokens and "
@@ -371,6 +424,8 @@ def _new_session(ca_file: str) -> requests.Session:
     session = requests.Session()
     # Proxies, .netrc and CA bundles of the environment are for the web, not for the key server.
     session.trust_env = False
+    # Packed answers could unpack to any size.
+    session.headers["Accept-Encoding"] = "identity"
     session.verify = ca_file or True
     session.cookies.set_policy(_NO_COOKIES)
     adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_POOL_SIZE, max_retries=0)

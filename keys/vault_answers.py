@@ -8,6 +8,8 @@ https://openbao.org/api-docs/#http-status-codes
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -23,13 +25,13 @@ from keys.errors import (
 )
 
 
-def parse_response(response: requests.Response, where: str) -> dict[str, Any]:
-    """Return the JSON object of a good answer.
+def parse_response(response: requests.Response, content: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object of a good answer whose body is `content`.
 
     Raises the `VaultError` that the status stands for.
     """
-    body = _parse_json(response)
     status = response.status_code
+    body = {} if status == HTTPStatus.NO_CONTENT else _parse_json(content)
     if body is not None and (status in {200, 204} or _is_batch(status, body)):
         return body
     said = _server_message(body)
@@ -46,10 +48,11 @@ def parse_response(response: requests.Response, where: str) -> dict[str, Any]:
             f"{where}: answered a redirect ({status}), as a standby does; tokens do not follow it. "
             "Configure the address of the active server or of a balancer that knows it."
         )
-    if body is None and response.ok:
+    # A proxy's page is not the key server's word, above all not for "there is no such secret".
+    if body is None:
         raise VaultUnavailableError(
-            f"{where}: the answer is not a JSON object; something else than a key server answers "
-            "there."
+            f"{where}: the answer ({status}) is not a JSON object; something else than a key "
+            "server answers there."
         )
     if status in {401, 403}:
         raise VaultDeniedError(
@@ -57,6 +60,9 @@ def parse_response(response: requests.Response, where: str) -> dict[str, Any]:
         )
     rejected = VaultRejectedError(f"{where}: rejected ({status}){said}.")
     rejected.status = status
+    rejected.absent = status == HTTPStatus.NOT_FOUND and (
+        body.get("errors") == [] or "data" in body
+    )
     raise rejected
 
 
@@ -73,7 +79,7 @@ def data_of(answer: Mapping[str, Any]) -> dict[str, Any]:
 def integer(data: Mapping[str, Any], name: str) -> int:
     """Return one number of an answer. Raises `VaultRejectedError` if it is missing."""
     value = data.get(name)
-    if not isinstance(value, int):
+    if type(value) is not int:
         raise VaultRejectedError(f"The key server's answer carries no number {name}.")
     return value
 
@@ -85,13 +91,19 @@ def _is_batch(status: int, body: Mapping[str, Any]) -> bool:
     return status in {207, 400} and isinstance(data, dict) and "batch_results" in data
 
 
-def _parse_json(response: requests.Response) -> dict[str, Any] | None:
-    """Return the object, `{}` for no content, or None for anything else."""
-    if not response.content:
-        return {}
+def decode_base64(text: object) -> bytes:
+    """Return the bytes of one base64 value. Raises `VaultRejectedError` if it is none."""
     try:
-        body = response.json()
-    except ValueError:
+        return base64.b64decode(str(text), validate=True)
+    except ValueError as error:
+        raise VaultRejectedError("The key server answered something that is not base64.") from error
+
+
+def _parse_json(content: bytes) -> dict[str, Any] | None:
+    """Return the object, or None for anything else, nothing at all included."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
 
