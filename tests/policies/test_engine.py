@@ -334,7 +334,7 @@ def requests(draw: st.DrawFn) -> Request:
         ),
         action="connect" if destination else draw(st.sampled_from(ACTIONS)),
         resource=Resource(
-            service="s",
+            service=draw(st.sampled_from(["s", "s2"])),
             kind="outbound" if destination else draw(st.sampled_from(SERVICE_KINDS)),
             type=draw(
                 st.sampled_from(
