@@ -22,6 +22,7 @@ from audit.errors import AuditConfigurationError, AuditError, LogUnavailableErro
 from havengate import __version__
 from havengate.errors import ConfigurationError
 from keys import cli as keys_cli
+from keys.cli_pseudonyms import OpenPseudonyms, PseudonymCommands
 from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from audit.ports import PersonSealer
     from havengate.configuration import Configuration
     from keys.bootstrap import BootstrapReport
+    from keys.pseudonyms import Half
+    from keys.settings import RoleSettings
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
 
@@ -55,7 +58,15 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     app.add_typer(
-        keys_cli.build(keys_cli.KeysCommands(open_program=_open_keys, set_up=_set_up_server)),
+        keys_cli.build(
+            keys_cli.KeysCommands(
+                open_program=_open_keys,
+                set_up=_set_up_server,
+                pseudonyms=PseudonymCommands(
+                    make_officer=_make_officer, open_pseudonyms=_open_pseudonyms
+                ),
+            )
+        ),
         name="keys",
     )
     app.add_typer(
@@ -106,6 +117,18 @@ def _options(
 ) -> None:
     global _file  # noqa: PLW0603 - the one option that every sub-command shares
     _file = config
+
+
+def _make_officer(name: str, half: Half, directory: Path) -> RoleSettings:
+    from havengate import wiring
+
+    return wiring.make_officer(_settings(), os.environ, name, half, directory)
+
+
+def _open_pseudonyms() -> AbstractContextManager[OpenPseudonyms]:
+    from havengate import wiring
+
+    return wiring.open_pseudonyms(_settings(), os.environ)
 
 
 def _open_audit() -> AbstractContextManager[audit_cli.AuditProgram]:

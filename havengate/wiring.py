@@ -30,8 +30,9 @@ from audit.transport import BlockingLogClient
 from audit.witness import WitnessClient
 from havengate.configuration import Configuration
 from keys.blindindex import BlindIndex
-from keys.bootstrap import BootstrapReport, bootstrap
+from keys.bootstrap import BootstrapReport, bootstrap, create_officer, credential_files
 from keys.cli import KeysProgram
+from keys.cli_pseudonyms import OpenPseudonyms
 from keys.database import KeyDatabase
 from keys.embedded import EmbeddedServer, verify_audit_file
 from keys.epochs import EpochKeeper
@@ -39,7 +40,10 @@ from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError
 from keys.keyring import Keyring
 from keys.layout import AUDIT_SIGNING_KEY
+from keys.pseudonyms import Half, Pseudonymiser
+from keys.reidentification import VaultHalves, VaultOfficer
 from keys.server import KeyServer, open_server, open_vault, with_environment
+from keys.settings import RoleSettings
 from keys.signing import VaultSigner
 from keys.store import KeyStore
 from keys.table import KeyTable
@@ -155,6 +159,7 @@ class Program:
     keys: OpenKeys
     log: OpenLog
     recorder: Recorder
+    key_events: KeyEventLog
     blind_index: BlindIndex
     commands: KeysProgram
     verifier_keys: tuple[VerifierKey, ...]
@@ -178,13 +183,15 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
             settings=settings.keys.epochs,
             recorder=key_events,
         )
+        blind_index = BlindIndex(store, settings=settings.keys.index, recorder=key_events)
         yield Program(
             keys=keys,
             log=log,
+            key_events=key_events,
             recorder=Recorder(
                 log.appender, sealer=keys.keyring, clock=time.time, ids=new_request_id
             ),
-            blind_index=BlindIndex(store, settings=settings.keys.index, recorder=key_events),
+            blind_index=blind_index,
             commands=KeysProgram(
                 tenant=settings.tenant,
                 actor=current_user(environ),
@@ -193,6 +200,7 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
                 eraser=Eraser(
                     keys.keyring, database=keys.database, epochs=keeper, recorder=key_events
                 ),
+                index=blind_index,
                 verify_server=lambda: _verify_server(keys),
                 erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
             ),
@@ -267,16 +275,66 @@ def set_up_server(
     settings: Configuration, environ: Mapping[str, str], token: str, credentials: Path
 ) -> BootstrapReport:
     """Prepare the configured server of the operator's own with an administrator's token."""
+    with _administrator(settings, environ, token) as client:
+        return bootstrap(client, settings.keys, credentials)
+
+
+def make_officer(
+    settings: Configuration, environ: Mapping[str, str], name: str, half: Half, directory: Path
+) -> RoleSettings:
+    """Make an officer's login, as the administrator of the embedded server or of one's own."""
+    if with_environment(settings.keys.vault, environ).address:
+        token = environ.get("VAULT_TOKEN", "")
+        with _administrator(settings, environ, token) as client:
+            return create_officer(client, name, half, directory)
+    with EmbeddedServer(settings.keys) as server, server.administer() as client:
+        return create_officer(client, name, half, directory)
+
+
+@contextmanager
+def _administrator(
+    settings: Configuration, environ: Mapping[str, str], token: str
+) -> Iterator[VaultClient]:
     vault = with_environment(settings.keys.vault, environ)
     if not vault.address:
         raise KeyConfigurationError(
             "expected a key server of your own to set up, got none; name it as address under "
             "[keys.vault] or in VAULT_ADDR. The server that Havengate brings sets itself up"
         )
+    if not token:
+        raise KeyConfigurationError(
+            "expected an administrator's token in VAULT_TOKEN, got none; log in with `bao login` "
+            "or `vault login` and export it for this one command"
+        )
     with VaultClient(
         settings=vault, role="administrator", credentials=FixedToken(token=token)
     ) as client:
-        return bootstrap(client, settings.keys, credentials)
+        yield client
+
+
+@contextmanager
+def open_pseudonyms(
+    settings: Configuration, environ: Mapping[str, str]
+) -> Iterator[OpenPseudonyms]:
+    """Open what pseudonyms and their undoing need, the log included."""
+    with open_program(settings, environ) as program:
+
+        @contextmanager
+        def login(name: str, directory: Path) -> Iterator[VaultOfficer]:
+            files = credential_files(directory, f"officer-{name}")
+            with program.keys.server.login(f"officer-{name}", files) as own:
+                yield VaultOfficer(own)
+
+        yield OpenPseudonyms(
+            tenant=settings.tenant,
+            pseudonymiser=Pseudonymiser(
+                program.keys.keyring,
+                database=program.keys.database,
+                halves=VaultHalves(program.keys.client),
+                recorder=program.key_events,
+            ),
+            login=login,
+        )
 
 
 def current_user(environ: Mapping[str, str]) -> str:

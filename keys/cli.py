@@ -20,10 +20,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from keys import cli_pseudonyms
+from keys.cli_pseudonyms import PseudonymCommands
 from keys.errors import EmbeddedServerError, KeyConfigurationError
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
+    from keys.blindindex import BlindIndex
     from keys.bootstrap import BootstrapReport
     from keys.epochs import EpochKeeper
     from keys.erasure import Eraser
@@ -48,6 +51,7 @@ class KeysProgram:
     server: VaultClient
     keeper: EpochKeeper
     eraser: Eraser
+    index: BlindIndex
     verify_server: Callable[[], None]
     #: Ids of keys of which the log says that an erasure destroyed them.
     erased_in_log: Callable[[], Iterable[str]]
@@ -63,6 +67,7 @@ class KeysCommands:
 
     open_program: Callable[[], AbstractContextManager[KeysProgram]]
     set_up: Callable[[str, Path], BootstrapReport]
+    pseudonyms: PseudonymCommands
 
 
 def build(commands: KeysCommands) -> typer.Typer:
@@ -71,10 +76,12 @@ def build(commands: KeysCommands) -> typer.Typer:
     _add_status(app, commands)
     _add_rotate(app, commands)
     _add_trim(app, commands)
+    _add_rotate_index(app, commands)
     _add_erase(app, commands)
     _add_erase_again(app, commands)
     _add_check(app, commands)
     _add_set_up(app, commands)
+    cli_pseudonyms.add(app, commands.pseudonyms)
     return app
 
 
@@ -142,12 +149,36 @@ def _add_trim(app: typer.Typer, commands: KeysCommands) -> None:
             )
         with commands.open_program() as program:
             report = program.keeper.trim(actor=program.actor, oldest=before)
+            retired = program.index.retire(actor=program.actor)
         if as_json:
-            _print_json({"oldest_epoch": report.oldest, "trimmed": report.trimmed})
-        elif report.trimmed:
+            found = {"oldest_epoch": report.oldest, "trimmed": report.trimmed}
+            _print_json({**found, "index_keys_destroyed": len(retired)})
+            return
+        if retired:
+            typer.echo(f"Destroyed {len(retired)} index keys whose window is over.")
+        if report.trimmed:
             typer.echo(f"Destroyed {report.trimmed} epochs; the oldest is now {report.oldest}.")
         else:
             typer.echo(f"No epoch is due; the oldest is {report.oldest}.")
+
+
+def _add_rotate_index(app: typer.Typer, commands: KeysCommands) -> None:
+    @app.command("rotate-index")
+    def rotate_index(
+        *,
+        tenant: Annotated[str | None, typer.Option(help="Default: the configured one.")] = None,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Begin a new blind-index key. For `keys.index.window_days` the old one matches too.
+
+        Within that time the apps' records must be written anew, so that they carry new tokens.
+        """
+        with commands.open_program() as program:
+            version = program.index.rotate(tenant=tenant or program.tenant, actor=program.actor)
+        if as_json:
+            _print_json({"index_version": version})
+        else:
+            typer.echo(f"Version {version} of the index key is written from now on.")
 
 
 def _add_erase(app: typer.Typer, commands: KeysCommands) -> None:

@@ -133,6 +133,10 @@ class EmbeddedServer:
         """Return a client logged in as `role` on first use. The caller closes it."""
         return self._client(role, self.credentials(role))
 
+    def login(self, name: str, files: RoleSettings) -> VaultClient:
+        """As `client`, for a login that a person brings along, such as an officer's."""
+        return self._client(name, files)
+
     @contextmanager
     def administer(self) -> Iterator[VaultClient]:
         """Give a client that may do everything, for the length of a `with` block.

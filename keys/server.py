@@ -29,6 +29,10 @@ class KeyServer(Protocol):
         """Return a client that logs in on first use. The caller closes it."""
         ...
 
+    def login(self, name: str, files: RoleSettings) -> VaultClient:
+        """As `client`, for a login that a person brings along, such as an officer's."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExternalServer:
@@ -39,6 +43,10 @@ class ExternalServer:
     def client(self, role: RoleName) -> VaultClient:
         """Return a client that logs in on first use. Raises `KeyConfigurationError`."""
         return VaultClient(settings=self.settings, role=role, credentials=self._credentials(role))
+
+    def login(self, name: str, files: RoleSettings) -> VaultClient:
+        """As `client`, for a login that a person brings along, such as an officer's."""
+        return VaultClient(settings=self.settings, role=name, credentials=files)
 
     def _credentials(self, role: RoleName) -> RoleSettings:
         try:

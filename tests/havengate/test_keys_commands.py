@@ -222,3 +222,42 @@ def test_an_existing_server_is_set_up_by_command_and_then_used(
         code, again, _ = run(home, "keys", "set-up", where, env={"VAULT_TOKEN": token})
         assert (code, "Everything is in place." in again) == (0, True)
     assert run_json(home, "keys", "status")["current_epoch"] == 1
+
+
+def test_two_officers_together_learn_who_is_behind_a_pseudonym_and_neither_alone(
+    home: Path,
+) -> None:
+    alice, bob = str(home / "alice"), str(home / "bob")
+    run_json(home, "keys", "officer", "alice", alice, "--half", "first")
+    run_json(home, "keys", "officer", "bob", bob, "--half", "second")
+    code, _, err = run(home, "keys", "officer", "alice", bob, "--half", "second")
+    assert (code, "other half" in err) == (1, True)
+
+    made = run_json(home, "keys", "pseudonym", PERSON, "--purpose", "research-7")["pseudonym"]
+    other = run_json(home, "keys", "pseudonym", PERSON, "--purpose", "billing")["pseudonym"]
+    assert made != other
+    first = ("--officer", "alice", "--login", alice)
+    second = ("--officer", "bob", "--login", bob)
+    step = ("keys", "reidentify")
+    asked = run_json(home, *step, "request", made, *first, "--reason", "safety")["request"]
+    code, _, err = run(home, *step, "reveal", asked, *first)
+    assert (code, "second officer" in err) == (1, True)
+    code, _, err = run(home, *step, "approve", asked, *first)
+    assert (code, PERSON in err) == (1, False)
+    run_json(home, *step, "approve", asked, *second)
+    assert run_json(home, *step, "reveal", asked, *first) == {"person": PERSON}
+    code, out, _ = run(home, *step, "reveal", asked, *first)
+    assert (code, PERSON in out) == (1, False)
+
+    log = LogReader(Path(settings_of(home).audit.directory))
+    entries = [json.loads(raw) for _, raw in log.read()]
+    steps = [(e["action"].rpartition(".")[2], e["stage"], e.get("outcome")) for e in entries]
+    assert ("reveal", "outcome", "success") in steps
+    assert ("reveal", "outcome", "failed") in steps
+    assert PERSON not in str(entries)
+
+
+def test_an_index_key_is_rotated_and_destroyed_when_its_window_is_over(home: Path) -> None:
+    assert run_json(home, "keys", "rotate-index") == {"index_version": 2}
+    trimmed = run_json(home, "keys", "trim")
+    assert trimmed["index_keys_destroyed"] == 0
