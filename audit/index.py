@@ -255,11 +255,14 @@ class AuditIndex:
         return None if last == found.last_leaf else "the log has another entry where it ends"
 
     def _begin(self, origin: str, first: int) -> None:
-        self._store.discard()
-        self._store.create()
+        found = self._state()
+        if found is not None and found.format != FORMAT:
+            # Its tables may be of another shape.
+            self._store.discard()
+            self._store.create()
         mark = "?" if self._store.is_sqlite else "%s"
         with self._store.writing() as cursor:
-            cursor.execute("DELETE FROM audit_index_state")
+            self._store.empty(cursor)
             cursor.execute(
                 f"INSERT INTO audit_index_state VALUES ({', '.join([mark] * 5)})",  # noqa: S608 - placeholders
                 (FORMAT, origin, first, first, ""),

@@ -223,6 +223,16 @@ class Store:
             finally:
                 connection.close()
 
+    def empty(self, cursor: Any) -> None:
+        """Remove all rows within `writing`; others that use the index see none of it before."""
+        for table in metadata.sorted_tables:
+            cursor.execute(f"DELETE FROM {table.name}")  # noqa: S608 - our own names
+        if self.is_sqlite:
+            # How FTS5 without content is emptied (sqlite.org/fts5.html, "delete-all").
+            cursor.execute("INSERT INTO audit_words (audit_words) VALUES ('delete-all')")
+        else:
+            cursor.execute("DELETE FROM audit_words")
+
     def insert(self, cursor: Any, rows: Rows) -> None:
         """Add a batch within `writing`."""
         if self.is_sqlite:

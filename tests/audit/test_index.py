@@ -262,6 +262,21 @@ def test_two_may_index_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert two.find(Criteria(), limit=1000) == answers(log, Criteria())
 
 
+def test_whoever_is_overtaken_goes_on_from_there(url: str) -> None:
+    class Overtaken(MemoryLog):
+        def read(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+            if start < 100:
+                other.refresh(MemoryLog(held=self.held[:100], origin=self.origin))
+            return super().read(start, end)
+
+    log = Overtaken(held=some_log(250).held)
+    with AuditIndex(url) as index, AuditIndex(url) as other:
+        other.refresh(MemoryLog(held=log.held[:1]))
+        assert index.refresh(log).added == 150
+        assert index.count() == 250
+        assert index.find(Criteria(), limit=1000) == answers(log, Criteria())
+
+
 def test_a_damaged_file_is_told_and_made_anew(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "index.sqlite3").write_bytes(b"not a database" * 1000)
     with pytest.raises(IndexUnavailableError, match="rebuild-index"):
