@@ -17,7 +17,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keys.private_files import make_private_directory, write_private
@@ -54,10 +59,15 @@ def _is_good(paths: LoopbackTLS, now: dt.datetime) -> bool:
         certificate = x509.load_pem_x509_certificate(paths.certificate_file.read_bytes())
         authority = x509.load_pem_x509_certificate(paths.ca_file.read_bytes())
         certificate.verify_directly_issued_by(authority)
+        key = load_pem_private_key(paths.key_file.read_bytes(), None)
     except (OSError, ValueError, TypeError, InvalidSignature):
         # Whatever is wrong with the files, the remedy is to make new ones.
         return False
-    return paths.key_file.exists() and now < certificate.not_valid_after_utc - _RENEW_BEFORE
+    # A crash between two writes may have left a key of another certificate, and a clock that was
+    # wrong then a certificate that is not valid yet.
+    fits = key.public_key() == certificate.public_key()
+    begun = certificate.not_valid_before_utc <= now
+    return fits and begun and now < certificate.not_valid_after_utc - _RENEW_BEFORE
 
 
 def _make(paths: LoopbackTLS, now: dt.datetime) -> None:

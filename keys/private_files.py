@@ -60,7 +60,9 @@ def read_private(path: Path) -> bytes:
     Raises `KeyConfigurationError` if it is missing, empty, too large, or open to group or others.
     """
     try:
-        with path.open("rb") as file:
+        # A pipe without a writer would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise KeyConfigurationError(f"{path} must be a regular file that holds a secret.")
@@ -110,5 +112,6 @@ def _verify_owner_only(path: Path, status: os.stat_result, *, wanted: str) -> No
         )
     if status.st_uid not in {os.geteuid(), 0}:
         raise KeyConfigurationError(
-            f"{path} belongs to user {status.st_uid}, expected {os.geteuid()}; change its owner."
+            f"{path} belongs to user {status.st_uid}, expected {os.geteuid()}; run this as that "
+            f"user (`sudo -u '#{status.st_uid}' …`), or change the owner if it is wrong."
         )

@@ -46,8 +46,9 @@ class CircuitBreaker:
     """Fails calls at once while the server is known to be down; one probe at a time finds out.
 
     Thread-safe. `admit` hands out a ticket that goes back with the outcome, so that a slow call
-    from before the circuit opened cannot close it, and a probe whose caller died cannot block it
-    for ever.
+    from before the circuit opened cannot close it. A probe that is not back after `open_s` does not
+    block the next; should it still come back well, the circuit closes, or else a server that takes
+    longer than `open_s` would never be used again.
     """
 
     def __init__(self, *, failures: int, open_s: float, clock: Callable[[], float]) -> None:
@@ -83,7 +84,6 @@ class CircuitBreaker:
                     f"The key server failed {self._failures} times in a row; calls are refused for "
                     f"up to {self._open_s:g} s before the next probe. See `havengate keys status`."
                 )
-            self._generation += 1
             self._probe_since = now
             return self._generation
 

@@ -232,6 +232,17 @@ def test_a_probe_that_never_returns_does_not_block_the_next() -> None:
     assert breaker.state == "closed"
 
 
+def test_a_server_that_answers_more_slowly_than_probes_are_sent_closes_the_circuit() -> None:
+    time = FakeTime()
+    breaker = open_breaker(time)
+    time.now = 2.0
+    first = breaker.admit()
+    time.now = 4.0
+    breaker.admit()
+    breaker.succeeded(first)
+    assert breaker.state == "closed"
+
+
 def test_an_answer_from_before_the_circuit_opened_does_not_close_it() -> None:
     time = FakeTime()
     breaker = CircuitBreaker(failures=1, open_s=2.0, clock=time.clock)
