@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sqlite3
@@ -15,6 +17,7 @@ import pytest
 from audit.reader import LogReader
 from audit.verify import verify_log
 from havengate import wiring
+from havengate.cli import main
 from havengate.configuration import Configuration, load
 from keys.errors import PersonErasedError
 from keys.model import FieldContext
@@ -35,16 +38,24 @@ def home(tmp_path: Path, openbao: RunningServer) -> Path:
 
 
 def run(home: Path, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "havengate", "--config", str(home / "havengate.toml"), *words],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    """Run the command in this process; its exit code, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        arguments = ["havengate", "--config", str(home / "havengate.toml"), *words]
+        patch.setattr(sys, "argv", arguments)
+        patch.setattr(sys, "stdin", io.StringIO())
+        patch.chdir(home)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, out.getvalue(), err.getvalue()
 
 
 def run_json(home: Path, *words: str) -> dict[str, Any]:
@@ -119,6 +130,17 @@ def test_an_erased_key_that_a_restored_backup_brings_back_is_found_and_erased_ag
         pytest.raises(PersonErasedError),
     ):
         program.keys.keyring.unseal(context(), text)
+
+
+def test_the_installed_command_ends_with_its_exit_code(home: Path) -> None:
+    (home / "havengate.toml").write_text("nonsense = 1\n", encoding="utf-8")
+    command = [sys.executable, "-m", "havengate", "keys", "status"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        command, cwd=home, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
 
 
 def test_nothing_is_erased_without_a_yes(home: Path) -> None:
