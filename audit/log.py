@@ -9,7 +9,6 @@ that hand their entries over a socket (`audit.transport`).
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import threading
 import time
@@ -22,20 +21,18 @@ from typing import Self
 from audit.errors import (
     AuditError,
     LogFullError,
-    LogLockedError,
     LogTamperedError,
     LogUnavailableError,
     MalformedEntryError,
 )
-from audit.files import FILE_MODE, make_directory, write_all
+from audit.hold import as_halt, mark_halted, not_opened, take_lock
 from audit.integrate import KEY_WINDOW, Integrator, Synced
 from audit.journal import KEY_BYTES, SEGMENT_BYTES, JournalWriter
 from audit.merkle import leaf_hash
-from audit.recovery import HALTED, Recovered, RecoveryReport, recover
+from audit.recovery import Recovered, RecoveryReport, recover
 from audit.tiles import MAX_ENTRY_BYTES, TILE_WIDTH
 from audit.waiting import AsyncWaiter, Outcome, Request, Sequenced, ThreadWaiter, again, deliver
 
-LOCK = "lock"
 MAX_BATCH_BYTES = 4 * 2**20
 MAX_QUEUE_BYTES = 64 * 2**20
 #: Entries that may wait for integration. Only a full or failing disk gets that far behind; the
@@ -139,7 +136,7 @@ class LogWriter:
         `recovery` says what was mended. Raises `LogLockedError`, `LogTamperedError`,
         `AuditConfigurationError` or `LogUnavailableError`.
         """
-        lock = _lock(directory)
+        lock = take_lock(directory)
         try:
             recovered = recover(directory, origin)
             return cls(
@@ -154,7 +151,7 @@ class LogWriter:
             )
         except OSError as error:
             os.close(lock)
-            raise _from_os(error) from error
+            raise not_opened(error) from error
         except BaseException:
             os.close(lock)
             raise
@@ -217,7 +214,7 @@ class LogWriter:
             self._guard.notify_all()
         self._integrate_now.set()
         if isinstance(error, LogTamperedError):
-            self._mark_halted(error)
+            mark_halted(self._journal.directory_descriptor, error)
         deliver([(request, error) for request in waiting])
 
     def close(self) -> None:
@@ -415,39 +412,6 @@ class LogWriter:
         self._integration_error = None
         return None
 
-    def _mark_halted(self, error: AuditError) -> None:
-        """Leave the reason in the directory that was opened, wherever that is now."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(
-                HALTED, flags, FILE_MODE, dir_fd=self._journal.directory_descriptor
-            )
-        except OSError:
-            # It is there already, or the directory is gone: this process halts in any case.
-            return
-        try:
-            write_all(descriptor, f"{error.code}: {error}\n".encode(), 0)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _lock(directory: Path) -> int:
-    try:
-        make_directory(directory)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(directory / LOCK, flags, FILE_MODE)
-    except OSError as error:
-        raise _from_os(error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise LogLockedError(
-            f"Another process writes to {directory}. Stop it, or hand entries to its socket."
-        ) from error
-    return descriptor
-
 
 def _repeated(before: tuple[int, bytes], leaf: bytes) -> Outcome:
     index, first_leaf = before
@@ -456,18 +420,3 @@ def _repeated(before: tuple[int, bytes], leaf: bytes) -> Outcome:
             f"The idempotency key was used for another entry ({index}). Use each key once."
         )
     return Sequenced(index, leaf)
-
-
-def as_halt(error: Exception) -> LogUnavailableError:
-    """The error with which a writer halts because of `error`."""
-    if isinstance(error, LogTamperedError):
-        return error
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else repr(error)
-    return LogUnavailableError(
-        f"The log's disk failed ({reason}); what it kept is not known, so nothing more is written. "
-        "Look at the disk, then restart: what was acknowledged is checked on opening."
-    )
-
-
-def _from_os(error: OSError) -> LogUnavailableError:
-    return LogUnavailableError(f"The log cannot be opened: {error}. Look at the path and the disk.")

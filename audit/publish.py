@@ -21,8 +21,9 @@ from typing import Protocol, Self
 from audit.checkpoint import Checkpoint, SignedCheckpoint, parse_checkpoint, signed_checkpoint
 from audit.errors import LogFullError, LogTamperedError, VerificationError, WitnessError
 from audit.files import replace_file_durably
+from audit.hold import as_halt
 from audit.journal import NO_ROOM
-from audit.log import LogWriter, as_halt
+from audit.log import LogWriter
 from audit.note import Signature
 from audit.ports import Signer
 from audit.recovery import CHECKPOINT, read_checkpoint

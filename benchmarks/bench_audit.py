@@ -29,7 +29,7 @@ ORIGIN = "bench.example/log"
 CALLERS = 256
 ROUNDS = 5
 ENTRIES_A_ROUND = CALLERS * 100
-VERIFIED = CALLERS * 512
+VERIFIED = CALLERS * 2048
 #: About what an exchange with three patients comes to.
 ENTRY_BYTES = 600
 _MIB = 2**20

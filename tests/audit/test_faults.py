@@ -200,6 +200,29 @@ def test_a_batch_without_room_leaves_nothing_behind(
     assert [raw for _, raw in LogReader(log.directory).read()] == [entry(0), entry(2)]
 
 
+def test_integration_never_reads_what_a_refused_batch_left_for_a_moment(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+    real = os.pwrite
+
+    def written_but_refused(descriptor: int, data: bytes, offset: int) -> int:
+        real(descriptor, data, offset)
+        writer.integrator.advance()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", written_but_refused)
+        with pytest.raises(LogFullError):
+            writer.append(entry(1))
+    writer.append(entry(2))
+    with Publisher(writer, log.signer) as publisher:
+        publisher.publish()
+    log.close()
+    assert verify_log(log.directory, log.keys).size == 2
+
+
 def test_halts_when_what_was_written_of_a_batch_cannot_be_cut_off(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,11 @@ class Disk:
         self.syncs = 0
         monkeypatch.setattr("audit.journal.sync_data", self._sync)
 
+    def hold(self) -> None:
+        """Let the next sync, and those after it, wait for `free`."""
+        self.reached.clear()
+        self.free.clear()
+
     def _sync(self, descriptor: int) -> None:
         self.reached.set()
         self.free.wait(30)
@@ -89,7 +94,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 async def test_nobody_is_told_before_the_disk_has_it(log: Log, disk: Disk) -> None:
     writer = log.open()
-    disk.free.clear()
+    disk.hold()
     waiter = writer.append_async(entry(0))
     await asyncio.to_thread(disk.reached.wait, 10)
     done, _ = await asyncio.wait([waiter], timeout=0.2)
@@ -100,7 +105,7 @@ async def test_nobody_is_told_before_the_disk_has_it(log: Log, disk: Disk) -> No
 
 async def test_whatever_waits_is_one_batch_and_one_sync(log: Log, disk: Disk) -> None:
     writer = log.open()
-    disk.free.clear()
+    disk.hold()
     first = writer.append_async(entry(0))
     await asyncio.to_thread(disk.reached.wait, 10)
     others = [writer.append_async(entry(n)) for n in range(1, 257)]
@@ -115,7 +120,7 @@ async def test_the_queue_has_an_end_in_entries_and_in_bytes(
 ) -> None:
     monkeypatch.setattr("audit.log.MAX_QUEUE_BYTES", 100_000)
     with LogWriter.open(log.directory, origin=ORIGIN, max_queue=10) as writer:
-        disk.free.clear()
+        disk.hold()
         waiting = [writer.append_async(entry(0))]
         await asyncio.to_thread(disk.reached.wait, 10)
         waiting += [writer.append_async(entry(n)) for n in range(10)]
@@ -123,8 +128,7 @@ async def test_the_queue_has_an_end_in_entries_and_in_bytes(
             writer.append_async(entry(11))
         disk.free.set()
         await asyncio.gather(*waiting)
-        disk.free.clear()
-        disk.reached.clear()
+        disk.hold()
         waiting = [writer.append_async(entry(0))]
         await asyncio.to_thread(disk.reached.wait, 10)
         waiting += [writer.append_async(b"x" * 60_000)]
@@ -186,7 +190,7 @@ def test_a_repeated_key_gives_the_first_place_also_after_a_restart(log: Log) -> 
 
 async def test_a_key_repeated_within_one_batch_is_one_entry(log: Log, disk: Disk) -> None:
     writer = log.open()
-    disk.free.clear()
+    disk.hold()
     first = writer.append_async(entry(0))
     await asyncio.to_thread(disk.reached.wait, 10)
     key = os.urandom(16)
@@ -283,7 +287,7 @@ def run_in_thread(work: Callable[[], object]) -> threading.Thread:
 
 def test_a_loop_that_was_closed_does_not_disturb_the_others(log: Log, disk: Disk) -> None:
     writer = log.open()
-    disk.free.clear()
+    disk.hold()
 
     async def leave() -> None:
         writer.append_async(entry(0))

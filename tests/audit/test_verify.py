@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 
+import aics_tlog
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit.checkpoint import Checkpoint, sign_checkpoint
+from audit.checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
 from audit.errors import VerificationError
 from audit.integrate import read_state, write_state
 from audit.journal import encode_frame, encode_header, frame_seed, list_segments, read_journal
@@ -77,6 +79,45 @@ def test_a_flipped_byte_in_any_file_is_found(log: Log, data: st.DataObject) -> N
     finally:
         path.write_bytes(honest)
     verify_log(log.directory, log.keys)
+
+
+def test_a_flipped_byte_in_what_is_only_sequenced_is_found(log: Log) -> None:
+    log.fill(3)
+    with LogWriter.open(log.directory, origin=ORIGIN) as writer:
+        writer.append(entry(3))
+        writer.append(entry(4))
+    ((_, path),) = list_segments(log.directory)
+    honest = path.read_bytes()
+    start = honest.index(entry(2)) + len(entry(2))
+    for at in range(start, len(honest)):
+        path.write_bytes(honest[:at] + bytes([honest[at] ^ 1]) + honest[at + 1 :])
+        with pytest.raises(VerificationError, match="no valid frames"):
+            verify_log(log.directory, log.keys)
+
+
+async def test_a_log_of_three_levels_verifies_and_a_changed_upper_tile_is_found(log: Log) -> None:
+    count = 65_536 + 300
+    with (
+        LogWriter.open(log.directory, origin=ORIGIN) as writer,
+        Publisher(writer, log.signer) as publisher,
+    ):
+        for first in range(0, count, 4096):
+            numbers = range(first, min(first + 4096, count))
+            await asyncio.gather(*(writer.append_async(entry(n)) for n in numbers))
+        publisher.publish()
+    assert verify_log(log.directory, log.keys).checked == count
+    files = aics_tlog.FileSystemTileReader(log.directory)
+    root = verify_checkpoint(log.checkpoint, log.keys).checkpoint.root
+    assert aics_tlog.audit_tiles(files, count, root).size == count
+    with LogWriter.open(log.directory, origin=ORIGIN) as writer:
+        assert (writer.size, writer.recovery.replayed) == (count, count % 256)
+    for name in ("tile/1/000", "tile/1/001.p/1", "tile/2/000.p/1"):
+        path = log.directory / name
+        honest = path.read_bytes()
+        path.write_bytes(honest[:9] + bytes([honest[9] ^ 1]) + honest[10:])
+        with pytest.raises(VerificationError, match=name):
+            verify_log(log.directory, log.keys)
+        path.write_bytes(honest)
 
 
 def test_a_missing_file_is_found_and_named(log: Log) -> None:
