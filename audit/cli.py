@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +103,7 @@ def build(commands: AuditCommands) -> typer.Typer:
     _add_rebuild(app, commands)
     _add_prune(app, commands)
     _add_status(app, commands)
+    _add_key(app, commands)
     _add_witness(app)
     return app
 
@@ -286,10 +287,13 @@ def _add_export(app: typer.Typer, commands: AuditCommands) -> None:
                 first=first_kept(log.directory),
                 sealer=program.sealer if show_names else None,
             )
-            with _sink(output) as write, _progress("entries") as told:
-                size = sum(
-                    write(line) for line in run_export(wanted, log, program.recorder, progress=told)
-                )
+            with (
+                _sink(output) as write,
+                _progress("entries") as told,
+                # If the reader goes away, the outcome is recorded while the log is still open.
+                closing(run_export(wanted, log, program.recorder, progress=told)) as lines,
+            ):
+                size = sum(write(line) for line in lines)
         if as_json:
             _print_json({"file": str(output), "bytes": size, "format": format_name})
 
@@ -376,6 +380,18 @@ def _add_status(app: typer.Typer, commands: AuditCommands) -> None:
             return
         for name, value in found.items():
             typer.echo(f"{name.capitalize():<12} {value}")
+
+
+def _add_key(app: typer.Typer, commands: AuditCommands) -> None:
+    @app.command("key")
+    def key_command(*, as_json: JSONOption = False) -> None:
+        """Print the log's verifier keys, as the key server knows them: for those who verify."""
+        texts = [key.text for key in commands.verifier_keys()]
+        if as_json:
+            _print_json({"verifier_keys": texts})
+            return
+        for text in texts:
+            typer.echo(text)
 
 
 def _add_witness(app: typer.Typer) -> None:

@@ -1,6 +1,6 @@
 """The one configuration file and the environment on top of it.
 
-Each package owns a frozen section (`keys.settings`, `audit.settings`); here they are read, checked
+Each package owns a frozen section (`keys.settings`, `audit.settings`, …); here they are read, checked
 as a whole and located on disk. An unknown key fails with the nearest right name: a misspelt limit
 must not turn into a default. Nothing here opens a file that a setting names.
 
@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError
 from audit.settings import AuditSettings
 from havengate.errors import ConfigurationError
 from keys.settings import KeysSettings
+from policies.settings import PoliciesSettings
 
 DEFAULT_FILE = "havengate.toml"
 FILE_VARIABLE = "HAVENGATE_CONFIG"
@@ -35,6 +36,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tenant: str = "clinic"
     keys: KeysSettings = KeysSettings()
     audit: AuditSettings = AuditSettings()
+    policies: PoliciesSettings = PoliciesSettings()
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from audit.reader import LogReader
 from audit.verify import verify_log
 from havengate import wiring
-from havengate.cli import main
 from havengate.configuration import Configuration, load
 from keys.errors import PersonErasedError
 from keys.model import FieldContext
+from tests.havengate.command import run, run_json
 from tests.openbao import RunningServer
 
 TENANT = "clinic"
@@ -35,34 +32,6 @@ def home(tmp_path: Path, openbao: RunningServer) -> Path:
         f'tenant = "{TENANT}"\n[keys.embedded]\ndirectory = "{server}"\n', encoding="utf-8"
     )
     return tmp_path
-
-
-def run(home: Path, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Run the command in this process; its exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        arguments = ["havengate", "--config", str(home / "havengate.toml"), *words]
-        patch.setattr(sys, "argv", arguments)
-        patch.setattr(sys, "stdin", io.StringIO())
-        patch.chdir(home)
-        for name, value in (env or {}).items():
-            patch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    code = ended.value.code
-    assert isinstance(code, int)
-    return code, out.getvalue(), err.getvalue()
-
-
-def run_json(home: Path, *words: str) -> dict[str, Any]:
-    code, out, err = run(home, *words, "--json")
-    assert code == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def settings_of(home: Path) -> Configuration:

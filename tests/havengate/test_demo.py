@@ -1,0 +1,111 @@
+"""`make demo` does what it says, and its log verifies without us and without the key server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import aics_tlog
+import pytest
+
+from tests.havengate.command import run, run_json
+from tests.openbao import RunningServer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory, openbao: RunningServer) -> tuple[Path, str]:
+    """The directory in which the demo ran once, and what it printed."""
+    home = tmp_path_factory.mktemp("demo")
+    server = openbao.settings.embedded.directory
+    (home / "havengate.toml").write_text(f'[keys.embedded]\ndirectory = "{server}"\n')
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/demo.py"), "--once"],
+        cwd=home,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return home, done.stdout
+
+
+def test_the_demo_tells_its_whole_story(played: tuple[Path, str]) -> None:
+    _, told = played
+    for expected in (
+        "12 patients",
+        "occurs 0 times in the app's database",
+        "family = “Placeholt” → Patient/demo-0",
+        "all 12 records still open",
+        "reading them now: keys.person_erased",
+        "0 intents without outcome",
+        "Practitioner/adler (clinician) read for TREAT, success",
+        "entries that can be traced to Patient/demo-11: 1",
+    ):
+        assert expected in told
+
+
+def test_no_plaintext_of_the_demo_is_anywhere_on_disk(played: tuple[Path, str]) -> None:
+    home, _ = played
+    for path in home.rglob("*"):
+        if path.is_file() and path.suffix != ".toml":
+            content = path.read_bytes()
+            assert b"Placeholt" not in content, path
+            if path.name != "app.sqlite3":
+                # The app's own primary keys name its patients; nothing of ours may.
+                assert b"Patient/demo" not in content, path
+                assert b"Practitioner/adler" not in content, path
+
+
+def test_the_log_verifies_by_command_with_and_without_the_key_server(
+    played: tuple[Path, str],
+) -> None:
+    home, _ = played
+    found = run_json(home, "audit", "verify")
+    assert found["sound"]
+    assert found["dangling_count"] == 0
+    (key,) = run_json(home, "audit", "key")["verifier_keys"]
+    log = str(home / "var/audit")
+    alone = run_json(home, "audit", "verify", "--log", log, "--key", key)
+    assert alone["sound"]
+    code, _, _ = run(home, "audit", "verify", "--log", log, "--key", key[:-4] + "AAA=")
+    assert code != 0
+
+
+def test_an_independent_program_accepts_the_log(played: tuple[Path, str]) -> None:
+    home, _ = played
+    log = home / "var/audit"
+    (key,) = run_json(home, "audit", "key")["verifier_keys"]
+    note = aics_tlog.parse_note((log / "checkpoint").read_bytes())
+    found = aics_tlog.verify_checkpoint(
+        note, aics_tlog.parse_vkey(key), expected_origin="havengate.internal/log/1"
+    )
+    assert found.ok
+    files = aics_tlog.FileSystemTileReader(log)
+    assert aics_tlog.audit_tiles(files, found.size, found.root).size == found.size
+
+
+def test_an_export_whose_reader_goes_away_still_has_its_outcome_in_the_log(
+    played: tuple[Path, str],
+) -> None:
+    home, _ = played
+    command = f"{sys.executable} -m havengate audit export --format balp | head -n 1"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert json.loads(done.stdout)["resourceType"] == "AuditEvent"
+    assert "Traceback" not in done.stderr
+    assert run_json(home, "audit", "verify")["dangling_count"] == 0
