@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -258,7 +259,13 @@ class _Setup:
         if not all(path.exists() for path in paths) or read_private_text(paths[0]) != role_id:
             return False
         secret = {"secret_id": read_private_text(paths[1])}
-        return bool(self._client.call("POST", f"{role_path}/secret-id/lookup", secret).get("data"))
+        try:
+            found_there = self._client.call("POST", f"{role_path}/secret-id/lookup", secret)
+        except VaultRejectedError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return False
+            raise
+        return bool(found_there.get("data"))
 
     def _put_if_different(self, path: str, wanted: Mapping[str, Any]) -> None:
         found = self.read(path)
@@ -274,9 +281,12 @@ def _certificate_role(role: str, pki: PkiSettings) -> dict[str, Any]:
         "allow_bare_domains": True,
         "allow_subdomains": True,
         "allow_any_name": False,
+        # Allowed by default, whatever the domains.
+        "allow_localhost": False,
         "allow_wildcard_certificates": False,
         "allow_ip_sans": True,
-        "server_flag": True,
+        # A node that could serve could pass for the coordinator to all other nodes.
+        "server_flag": role == SERVER_ROLE,
         "client_flag": role == NODE_ROLE,
         "code_signing_flag": False,
         "email_protection_flag": False,

@@ -51,7 +51,7 @@ class IssuedCertificate:
 class CertificateManager:
     """Keeps one certificate good. Thread-safe; call `renew_if_due` every few minutes.
 
-    `kind` is `server`, or `node` for a certificate that also authenticates a client. `names` are
+    `kind` is `server`, or `node` for a certificate that authenticates a client only. `names` are
     DNS names or IP addresses, all within `keys.pki.allowed_domains`. `clock` is Unix time in
     seconds.
     """

@@ -30,7 +30,7 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from keys.bootstrap import bootstrap, credential_files, fingerprint
+from keys.bootstrap import ROLES, bootstrap, credential_files, fingerprint
 from keys.errors import (
     EmbeddedServerError,
     KeysError,
@@ -55,6 +55,7 @@ _TAKEOVER_RETRY_S = 5.0
 _PORT_TRIES = 3
 #: While it starts, the server is asked again rather than waited for.
 _PROBE_TIMEOUT_S = 1.0
+_ADMINISTRATOR_TTL = "1h"
 
 _LOG = structlog.get_logger("keys.embedded")
 
@@ -141,10 +142,10 @@ class EmbeddedServer:
     def administer(self) -> Iterator[VaultClient]:
         """Give a client that may do everything, for the length of a `with` block.
 
-        A root token is made with the recovery share and revoked at the end, so that none lies
-        about.
+        A root token is made with the recovery share and at once replaced by one that ends by itself
+        and is revoked at the end: a process that is killed in the block leaves none that lasts.
         """
-        token = self._generate_root()
+        token = self._generate_short_lived_root()
         with self._client("administrator", FixedToken(token=token)) as client:
             try:
                 yield client
@@ -253,7 +254,7 @@ class EmbeddedServer:
             if not client.health().initialized:
                 self._initialise(client)
             self._wait_until(partial(_is_active, client), "unseal itself and become active")
-        if self._bootstrapped() != fingerprint(self._settings):
+        if self._bootstrapped() != fingerprint(self._settings) or self._login_is_missing():
             self._set_up()
         self._forget_first_root_token()
 
@@ -335,6 +336,18 @@ class EmbeddedServer:
             client.call("POST", "auth/token/revoke-self", {})
         root.unlink()
 
+    def _generate_short_lived_root(self) -> str:
+        with self._client("setup", FixedToken(token=self._generate_root())) as client:
+            life = {"ttl": _ADMINISTRATOR_TTL, "explicit_max_ttl": _ADMINISTRATOR_TTL}
+            answer = client.call(
+                "POST",
+                "auth/token/create-orphan",
+                {"policies": ["root"], "renewable": False, **life},
+            )
+            client.call("POST", "auth/token/revoke-self", {})
+        token: str = answer["auth"]["client_token"]
+        return token
+
     def _generate_root(self) -> str:
         """Return a fresh root token (`sys/generate-root`, sealed to a one-time password)."""
         recovery = self._files.directory / "recovery.json"
@@ -403,6 +416,11 @@ class EmbeddedServer:
         except EmbeddedServerError:
             # Only the preference for a port is lost.
             return None
+
+    def _login_is_missing(self) -> bool:
+        logins = [self.credentials(role) for role in ROLES]
+        files = [name for login in logins for name in (login.role_id_file, login.secret_id_file)]
+        return not all(Path(name).exists() for name in files)
 
     def _bootstrapped(self) -> str | None:
         path = self._files.directory / "bootstrapped"

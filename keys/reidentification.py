@@ -10,12 +10,12 @@ https://openbao.org/api-docs/secret/transit/, https://openbao.org/api-docs/auth/
 from __future__ import annotations
 
 import base64
-import binascii
 
 from keys.errors import VaultDeniedError, VaultRejectedError
 from keys.layout import FIRST_HALF_KEY, SECOND_HALF_KEY
 from keys.pseudonyms import Half
 from keys.vault import VaultClient
+from keys.vault_answers import data_of, decode_base64
 
 _KEYS: dict[Half, str] = {"first": FIRST_HALF_KEY, "second": SECOND_HALF_KEY}
 _ROLE_PREFIX = "officer-"
@@ -45,8 +45,9 @@ class VaultOfficer:
 
         Raises `VaultDeniedError` for a login that is no officer's.
         """
-        data = self._client.call("GET", "auth/token/lookup-self").get("data") or {}
-        role = str((data.get("meta") or {}).get("role_name", ""))
+        data = data_of(self._client.call("GET", "auth/token/lookup-self"))
+        meta = data.get("meta")
+        role = str(meta.get("role_name", "")) if isinstance(meta, dict) else ""
         if not role.startswith(_ROLE_PREFIX):
             raise VaultDeniedError(
                 "expected an officer's own login, got one of another role; log in as an officer"
@@ -57,13 +58,7 @@ class VaultOfficer:
         """Open one half, if the server lets this officer."""
         body = {"context": _encode(context), "ciphertext": ciphertext}
         path = f"{self._client.layout.transit}/decrypt/{_KEYS[half]}"
-        text = _text(self._client.call("POST", path, body), "plaintext")
-        try:
-            return base64.b64decode(text, validate=True)
-        except binascii.Error as error:
-            raise VaultRejectedError(
-                "expected base64 from the key server, got something else"
-            ) from error
+        return decode_base64(_text(self._client.call("POST", path, body), "plaintext"))
 
 
 def _encode(data: bytes) -> str:

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from keys.bootstrap import Half, bootstrap, create_officer, credential_files
+from keys.certificates import CertificateManager
 from keys.errors import (
     ApprovalError,
+    CertificateError,
     KeyConfigurationError,
     VaultDeniedError,
     VaultError,
@@ -20,7 +22,8 @@ from keys.errors import (
 )
 from keys.layout import FIRST_HALF_KEY, SECOND_HALF_KEY
 from keys.ports import WrapRequest
-from keys.settings import VaultSettings
+from keys.private_files import write_private
+from keys.settings import PkiSettings, VaultSettings
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
 from tests.openbao import RunningServer
@@ -209,6 +212,52 @@ def test_a_server_can_be_shared_by_two_installations(
             assert wrapper.unwrap(wrapper.wrap([REQUEST])) == [REQUEST.key]
             with pytest.raises(VaultDeniedError):
                 gateway.call("GET", f"{PREFIX}/transit/keys/kek")
+
+
+def test_no_certificate_for_localhost_is_had_where_it_is_not_allowed(
+    openbao: RunningServer, admin: VaultClient, tmp_path: Path
+) -> None:
+    client, vault_settings = other_prefix(openbao, admin, "clinic-l")
+    pki = PkiSettings(allowed_domains=("clinic.example",))
+    settings = msgspec.structs.replace(openbao.settings, vault=vault_settings, pki=pki)
+    with client:
+        bootstrap(client, settings, tmp_path / "credentials")
+        files = credential_files(tmp_path / "credentials", "gateway")
+        with VaultClient(settings=vault_settings, role="gateway", credentials=files) as gateway:
+            for name, wanted in (("a.clinic.example", True), ("localhost", False)):
+                manager = CertificateManager(
+                    gateway, kind="server", names=[name], directory=tmp_path / name, settings=pki
+                )
+                if wanted:
+                    assert manager.renew_if_due()
+                else:
+                    with pytest.raises(CertificateError):
+                        manager.renew_if_due()
+
+
+def test_a_secret_that_the_server_does_not_know_is_issued_again_whatever_it_answers(
+    openbao: RunningServer,
+    admin: VaultClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenBao says nothing about an unknown secret id; newer Vaults say 404."""
+    call = VaultClient.call
+
+    def as_vault(self: VaultClient, method: str, path: str, *rest: Any, **named: Any) -> Any:
+        answer = call(self, method, path, *rest, **named)
+        if path.endswith("secret-id/lookup") and not answer.get("data"):
+            error = VaultRejectedError("no such secret id")
+            error.status = 404
+            raise error
+        return answer
+
+    monkeypatch.setattr(VaultClient, "call", as_vault)
+    bootstrap(admin, openbao.settings, tmp_path / "credentials")
+    files = credential_files(tmp_path / "credentials", "node")
+    write_private(Path(files.secret_id_file), b"not-known")
+    report = bootstrap(admin, openbao.settings, tmp_path / "credentials")
+    assert report.changed == (f"{admin.layout.approle}/role/node/secret-id",)
 
 
 @pytest.mark.parametrize(

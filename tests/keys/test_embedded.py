@@ -249,6 +249,24 @@ def test_no_root_token_is_left_after_the_first_start(settings: KeysSettings) -> 
         assert not path.is_file() or token.encode() not in path.read_bytes()
 
 
+def test_no_token_without_an_end_exists_while_the_server_is_administered(
+    used: KeysSettings,
+) -> None:
+    with EmbeddedServer(used) as server, server.administer() as admin:
+        accessors = admin.call("LIST", "auth/token/accessors")["data"]["keys"]
+        for accessor in accessors:
+            found = admin.call("POST", "auth/token/lookup-accessor", {"accessor": accessor})["data"]
+            assert 0 < found["ttl"] <= 24 * 3600
+            assert not found["renewable"] or "root" not in found["policies"]
+
+
+@pytest.mark.parametrize("name", ["gateway.secret-id", "audit.role-id"])
+def test_a_lost_login_is_issued_again_at_the_next_start(used: KeysSettings, name: str) -> None:
+    (Path(used.embedded.directory) / "credentials" / name).unlink()
+    with EmbeddedServer(used) as server, server.client(name.partition(".")[0]) as client:
+        assert client.token_ttl_s() > 0
+
+
 @pytest.mark.parametrize("name", ["", "seal.key", "recovery.json"])
 def test_refuses_files_that_others_can_read(used: KeysSettings, name: str) -> None:
     path = Path(used.embedded.directory) / name
