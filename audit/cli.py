@@ -191,7 +191,9 @@ def _add_prove(app: typer.Typer, commands: AuditCommands) -> None:
 def _add_search(app: typer.Typer, commands: AuditCommands) -> None:
     @app.command()
     def search(
-        words: Annotated[list[str] | None, typer.Argument(help="Words of entries.")] = None,
+        words: Annotated[
+            list[str] | None, typer.Argument(help="Words; part2* for any ending.")
+        ] = None,
         *,
         person: Annotated[str | None, typer.Option(help="Who acted: Practitioner/7.")] = None,
         patient: Annotated[str | None, typer.Option(help="Whose record: Patient/123.")] = None,

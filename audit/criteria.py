@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Characters of a word, beside letters and digits: identifiers stay whole.
 WORD_MARKS = "-_.:/~"
-_WORD = re.compile(rf"[A-Za-z0-9{re.escape(WORD_MARKS)}]{{1,96}}").fullmatch
+_WORD = re.compile(rf"[A-Za-z0-9{re.escape(WORD_MARKS)}]{{1,96}}\*?").fullmatch
 _SEPARATORS = re.compile(r"[._:/-]")
 
 
@@ -28,7 +28,8 @@ class Criteria:
     """All that is given must hold. Times are Unix microseconds, `until_us` exclusive.
 
     `actors` and `patients` are key ids, of which one must match; an empty tuple (not `None`)
-    matches nothing, as for a person who was erased. Each of `words` must begin a word of the entry.
+    matches nothing, as for a person who was erased. Each of `words` must be a word of the entry,
+    or with a star at its end, begin one.
     """
 
     tenant: str | None = None
@@ -77,7 +78,12 @@ class Criteria:
         if not self.words:
             return True
         found = entry_words(entry)
-        return all(any(word.startswith(wanted) for word in found) for wanted in self.words)
+        return all(
+            any(word.startswith(wanted[:-1]) for word in found)
+            if wanted.endswith("*")
+            else wanted in found
+            for wanted in self.words
+        )
 
 
 def key_id(sealed: str | None) -> str | None:
@@ -90,7 +96,8 @@ def parse_words(text: str) -> tuple[str, ...]:
     words = text.split()
     if not all(_WORD(word) for word in words):
         raise MalformedQueryError(
-            f"A word to search for has letters, digits and {WORD_MARKS} only, as all entries have."
+            f"A word to search for has letters, digits and {WORD_MARKS} only, as entries have, and "
+            "may end in * for any ending."
         )
     return tuple(word.lower() for word in words)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
 
 from audit.criteria import Criteria, code_words, key_id
 from audit.errors import MalformedEntryError
@@ -183,9 +183,7 @@ class AuditIndex:
         """Indices of entries that may fit, newest first, all below `before`."""
         if criteria.actors == () or criteria.patients == ():
             return []
-        query = self._select(criteria).limit(limit)
-        if before is not None:
-            query = query.where(entries.c.log_index < before)
+        query = self._select(criteria, before).limit(limit)
         with self._store.translated(), self._store.engine.connect() as connection:
             return [row.log_index for row in connection.execute(query)]
 
@@ -208,30 +206,19 @@ class AuditIndex:
         with self._store.translated(), self._store.engine.connect() as connection:
             return connection.execute(select(func.count()).select_from(entries)).scalar_one()
 
-    def _select(self, asked: Criteria) -> Select[tuple[int]]:
+    def _select(self, asked: Criteria, before: int | None) -> Select[tuple[int]]:
         """Begin with the table that narrows most and go through it in the order of the log."""
-        order = entries.c.log_index
-        query: Select[Any] = select(entries.c.log_index)
+        order: ColumnElement[int] = entries.c.log_index
+        query: Select[Any] = select(entries.c.log_index).where(*_conditions(asked))
         for table, value in ((labels, asked.label), (rules, asked.rule)):
             if value is not None:
                 query = query.join(table, table.c.log_index == entries.c.log_index)
                 query = query.where(_key(table) == value)
                 order = table.c.log_index
-        if asked.patients is not None:
-            touched = select(patients.c.log_index).where(patients.c.key_id.in_(asked.patients))
-            query = query.where(entries.c.log_index.in_(touched))
-        if asked.actors is not None:
-            query = query.where(entries.c.actor_key.in_(asked.actors))
-        for name in ("tenant", "stage", "request", "service", "action", "decision", "outcome"):
-            value = getattr(asked, name)
-            if value is not None:
-                query = query.where(entries.c[name] == value)
-        if asked.since_us is not None:
-            query = query.where(entries.c.time >= asked.since_us)
-        if asked.until_us is not None:
-            query = query.where(entries.c.time < asked.until_us)
         if asked.words:
-            query = query.where(self._store.words_match(asked.words))
+            query, order = self._store.with_words(query, asked.words)
+        if before is not None:
+            query = query.where(order < before)
         return query.order_by(order.desc())
 
     def _state(self) -> _State | None:
@@ -280,6 +267,23 @@ class AuditIndex:
                 return False
             self._store.insert(cursor, rows)
         return True
+
+
+def _conditions(asked: Criteria) -> Iterator[ColumnElement[bool]]:
+    """What can be said about the columns of `entries`."""
+    if asked.patients is not None:
+        touched = select(patients.c.log_index).where(patients.c.key_id.in_(asked.patients))
+        yield entries.c.log_index.in_(touched)
+    if asked.actors is not None:
+        yield entries.c.actor_key.in_(asked.actors)
+    if asked.since_us is not None:
+        yield entries.c.time >= asked.since_us
+    if asked.until_us is not None:
+        yield entries.c.time < asked.until_us
+    for name in ("tenant", "stage", "request", "service", "action", "decision", "outcome"):
+        value = getattr(asked, name)
+        if value is not None:
+            yield entries.c[name] == value
 
 
 def _key(table: Table) -> Any:

@@ -24,16 +24,14 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     create_engine,
     event,
-    literal_column,
     make_url,
-    select,
     text,
 )
-from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from audit.criteria import WORD_MARKS
@@ -116,7 +114,7 @@ _POSTGRES_WORDS = (
 )
 # For queries only; each database makes this table in its own way.
 _words = Table(
-    "audit_words", MetaData(), Column("log_index", BigInteger), Column("words", TSVECTOR)
+    "audit_words", MetaData(), Column("rowid", BigInteger), Column("log_index", BigInteger)
 )
 _COLUMNS = {table.name: len(table.c) for table in (entries, patients, labels, rules)}
 #: Rows in one SQLite statement: each costs less than in a statement of its own.
@@ -250,18 +248,30 @@ class Store:
                 lexemes = sorted(set(words.lower().split()))
                 copy.write_row((index, " ".join(f"'{lexeme}'" for lexeme in lexemes)))
 
-    def words_match(self, words: Sequence[str]) -> ColumnElement[bool]:
-        """Return the condition that every one of `words` begins a word of the entry."""
+    def with_words(
+        self, query: Select[tuple[int]], words: Sequence[str]
+    ) -> tuple[Select[tuple[int]], ColumnElement[int]]:
+        """Ask that every one of `words` is a word of the entry, or begins one if it ends in `*`.
+
+        Returns the query, and the column by whose order the database goes through what it finds.
+        """
         if self.is_sqlite:
-            found = text("SELECT rowid FROM audit_words WHERE audit_words MATCH :words").bindparams(
-                words=" AND ".join(f'"{word}"*' for word in words)
-            )
-            return entries.c.log_index.in_(found.columns(literal_column("rowid", Integer)))
-        query = " & ".join(f"'{word}':*" for word in words)
-        matching = select(_words.c.log_index).where(
-            _words.c.words.op("@@")(text("cast(:words as tsquery)").bindparams(words=query))
-        )
-        return entries.c.log_index.in_(matching)
+            column = _words.c.rowid
+            condition = "audit_words MATCH :words"
+            wanted = " AND ".join(_quoted(word, '"', "*") for word in words)
+        else:
+            column = _words.c.log_index
+            condition = "audit_words.words @@ CAST(:words AS tsquery)"
+            wanted = " & ".join(_quoted(word, "'", ":*") for word in words)
+        matching = text(condition).bindparams(words=wanted)
+        joined = query.join(_words, column == entries.c.log_index)
+        return joined.where(matching), column
+
+
+def _quoted(word: str, quote: str, ending: str) -> str:
+    """Return a word as both query languages take it: `parse_words` let no quote through."""
+    whole = word.removesuffix("*")
+    return f"{quote}{whole}{quote}{ending if whole != word else ''}"
 
 
 def _insert_many(

@@ -114,6 +114,8 @@ ASKED = [
     Criteria(label="ETH", decision="deny"),
     Criteria(words=("obs-3",)),
     Criteria(words=("part2",)),
+    Criteria(words=("obs-*", "car*")),
+    Criteria(words=("obs-",)),
     Criteria(words=("consent", "psy")),
     Criteria(words=("observation", "eth"), tenant="clinic-1"),
     Criteria(words=("nowhere",)),
@@ -231,9 +233,12 @@ def test_an_interrupted_batch_leaves_nothing_behind(
         def insert(cursor: object, rows: Rows) -> None:
             nonlocal batches
             batches += 1
-            real(cursor, rows)
             if batches == 3:
+                half = Rows()
+                half.entries = rows.entries[:10]
+                real(cursor, half)
                 raise KeyboardInterrupt
+            real(cursor, rows)
 
         monkeypatch.setattr(index._store, "insert", insert)
         with pytest.raises(KeyboardInterrupt):
@@ -313,7 +318,7 @@ def test_a_wrong_url_is_refused_without_being_repeated(wrong: str) -> None:
         AuditIndex(wrong)
 
 
-@pytest.mark.parametrize("typed", ['a"b', "a'b", "a*", "(a)", "a b;", "ü", "a\x00", "x" * 97])
+@pytest.mark.parametrize("typed", ['a"b', "a'b", "a*b", "*", "(a)", "a b;", "ü", "a\x00", "x" * 97])
 def test_words_are_refused_that_a_database_could_take_for_syntax(typed: str) -> None:
     with pytest.raises(MalformedQueryError):
         parse_words(typed)
