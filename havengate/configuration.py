@@ -1,8 +1,8 @@
 """The one configuration file and the environment on top of it.
 
-Each package owns a frozen section (`keys.settings`, `audit.settings`, …); here they are read, checked
-as a whole and located on disk. An unknown key fails with the nearest right name: a misspelt limit
-must not turn into a default. Nothing here opens a file that a setting names.
+Each package owns a frozen section (`keys.settings`, `audit.settings`, …); here they are read,
+checked as a whole and located on disk. An unknown key fails with the nearest right name: a misspelt
+limit must not turn into a default. Nothing here opens a file that a setting names.
 
 Order, last wins: defaults, `havengate.toml`, variables such as `HAVENGATE_KEYS__VAULT__ADDRESS`.
 """

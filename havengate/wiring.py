@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from audit.cli import AuditProgram
 from audit.entry import parse_entry
-from audit.errors import LogUnavailableError
+from audit.errors import AuditError, LogUnavailableError
 from audit.log import LogWriter
 from audit.note import VerifierKey
 from audit.ports import Signer
@@ -37,7 +39,7 @@ from keys.database import KeyDatabase
 from keys.embedded import EmbeddedServer, verify_audit_file
 from keys.epochs import EpochKeeper
 from keys.erasure import Eraser
-from keys.errors import KeyConfigurationError
+from keys.errors import KeyConfigurationError, KeysError
 from keys.keyring import Keyring
 from keys.layout import AUDIT_SIGNING_KEY
 from keys.pseudonyms import Half, Pseudonymiser
@@ -49,6 +51,8 @@ from keys.store import KeyStore
 from keys.table import KeyTable
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
+
+_log = structlog.get_logger()
 
 #: How an erasure looks in the bytes of an entry.
 _ERASURE = b'"action":"keys.person.erase"'
@@ -148,8 +152,16 @@ def _own_writer(settings: AuditSettings, signer: Signer) -> Iterator[OpenLog]:
             )
         )
         publisher.start()
+        stack.callback(_publish_last, publisher)
         yield OpenLog(appender=writer, writer=writer, publisher=publisher)
+
+
+def _publish_last(publisher: Publisher) -> None:
+    """Publish what this command wrote; should that fail, the next one does, and nothing is lost."""
+    try:
         publisher.publish()
+    except (KeysError, AuditError) as error:
+        _log.warning("audit.publish_deferred", **error.diagnostics())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

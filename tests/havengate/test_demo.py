@@ -88,6 +88,8 @@ def test_an_independent_program_accepts_the_log(played: tuple[Path, str]) -> Non
         note, aics_tlog.parse_vkey(key), expected_origin="havengate.internal/log/1"
     )
     assert found.ok
+    assert found.size is not None
+    assert found.root is not None
     files = aics_tlog.FileSystemTileReader(log)
     assert aics_tlog.audit_tiles(files, found.size, found.root).size == found.size
 
