@@ -165,9 +165,14 @@ class DataKeyCache:
         found: dict[KeyName, DataKey] = {}
         missing = list(dict.fromkeys(names))
         for _ in range(ATTEMPTS):
-            waits, mine, emptied = self._claim(missing, found)
-            if mine:
-                found.update(self._fetch(mine, fetch, emptied))
+            mine: list[KeyName] = []
+            try:
+                waits, emptied = self._claim(missing, found, mine)
+                if mine:
+                    found.update(self._fetch(mine, fetch, emptied))
+            except BaseException as error:
+                self._fail(mine, error)
+                raise
             missing = [name for name in mine if name not in found and emptied != self._emptied]
             for name, flight in waits.items():
                 try:
@@ -243,11 +248,13 @@ class DataKeyCache:
     # --- Single flight ----------------------------------------------------------------------------
 
     def _claim(
-        self, names: Sequence[KeyName], found: dict[KeyName, DataKey]
-    ) -> tuple[dict[KeyName, Future[DataKey | None]], list[KeyName], int]:
-        """Sort the names: here already, being fetched by others, and now ours to fetch."""
+        self, names: Sequence[KeyName], found: dict[KeyName, DataKey], mine: list[KeyName]
+    ) -> tuple[dict[KeyName, Future[DataKey | None]], int]:
+        """Sort the names: here already, being fetched by others, and now ours to fetch.
+
+        `mine` is the caller's, who must land what stands there even if this is interrupted.
+        """
         waits: dict[KeyName, Future[DataKey | None]] = {}
-        mine: list[KeyName] = []
         with self._lock:
             now = self._now()
             for name in names:
@@ -257,9 +264,9 @@ class DataKeyCache:
                 elif name in self._flights:
                     waits[name] = self._flights[name]
                 else:
-                    self._flights[name] = Future()
                     mine.append(name)
-            return waits, mine, self._emptied
+                    self._flights[name] = Future()
+            return waits, self._emptied
 
     def _fetch(
         self,
@@ -267,54 +274,60 @@ class DataKeyCache:
         fetch: Callable[[Sequence[KeyName]], Mapping[KeyName, DataKey]],
         emptied: int,
     ) -> dict[KeyName, DataKey]:
-        """Fetch what this thread has claimed and tell those who wait, whatever happens."""
-        try:
-            with self._lock:
-                began_at = self._now()
-            fetched = self._insert(fetch(mine), began_at, emptied)
-        except BaseException as error:
-            for flight in self._land(mine):
-                if isinstance(error, Exception):
-                    flight.set_exception(error)
+        """Fetch what this thread has claimed and tell those who wait."""
+        with self._lock:
+            began_at = self._now()
+        fetched = self._insert(fetch(mine), began_at, emptied)
+        with self._lock:
+            for name in mine:
+                if fetched is None:
+                    self._flights[name].cancel()
                 else:
-                    # This thread is being ended; the others must not be ended with it.
-                    flight.cancel()
-            raise
-        for name, flight in zip(mine, self._land(mine), strict=True):
-            if fetched is None:
-                flight.cancel()
-            else:
-                flight.set_result(fetched.get(name))
+                    self._flights[name].set_result(fetched.get(name))
+                del self._flights[name]
         return fetched or {}
 
-    def _land(self, names: list[KeyName]) -> list[Future[DataKey | None]]:
+    def _fail(self, mine: list[KeyName], error: BaseException) -> None:
+        """Tell those who wait for this thread that nothing will come: none may wait for ever."""
         with self._lock:
-            return [self._flights.pop(name) for name in names]
+            for name in mine:
+                flight = self._flights.pop(name, None)
+                if flight is None or flight.done():
+                    continue
+                if isinstance(error, Exception) and len(mine) == 1:
+                    flight.set_exception(error)
+                else:
+                    # The error may be about another key of the batch, or this thread is being
+                    # ended: the others try for themselves.
+                    flight.cancel()
 
     def _insert(
         self, fetched: Mapping[KeyName, DataKey], began_at: float, emptied: int
     ) -> dict[KeyName, DataKey] | None:
         """Keep what was fetched; None if the cache was emptied meanwhile."""
         with self._lock:
-            self._now()
+            now = self._now()
             if self._emptied != emptied:
                 for key in fetched.values():
                     key.destroy()
                 return None
             kept: dict[KeyName, DataKey] = {}
             for name, key in fetched.items():
-                kept[name] = self._keep(key, began_at)
+                kept[name] = self._keep(key, began_at, now)
                 if isinstance(name, KeyOwner):
                     self._sealing[name] = key.key_id
             while len(self._entries) > self._max_entries:
                 self._drop(next(iter(self._entries.values())))
             return kept
 
-    def _keep(self, key: DataKey, began_at: float) -> DataKey:
-        # A key asked for by id and by owner at once arrives twice; the first copy stays.
-        kept = self._entries.setdefault(key.key_id, key)
-        if kept is key:
-            # Its age counts from before the request, so that a slow answer is not a longer life.
-            key.loaded_at = began_at
-            key.uses = 1
-        return kept
+    def _keep(self, key: DataKey, began_at: float, now: float) -> DataKey:
+        kept = self._entries.get(key.key_id)
+        if kept is not None and self._is_usable(kept, now):
+            # Asked for by id and by owner, it arrives twice; the first copy stays.
+            kept.uses += 1
+            return kept
+        # Its age counts from before the request, so that a slow answer is not a longer life.
+        key.loaded_at = began_at
+        key.uses = 1
+        self._entries[key.key_id] = key
+        return key

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from keys import aead
 from keys.datakeys import DataKey, DataKeyCache, KeyGoneError, KeyName, SealBudget
-from keys.errors import KeyExhaustedError, KeyTableError, VaultUnavailableError
+from keys.errors import (
+    KeyExhaustedError,
+    KeyTableError,
+    VaultRejectedError,
+    VaultUnavailableError,
+)
 from keys.model import KeyOwner
 from keys.settings import CacheSettings
 from tests.keys.fakes import FakeClock
@@ -369,6 +374,64 @@ def test_a_cache_that_is_emptied_without_pause_is_an_error_not_a_hang() -> None:
 
     with pytest.raises(KeyTableError):
         cache.load(["k"], fetch)
+
+
+class Interrupting(str):
+    """A name at whose second look-up the thread is interrupted."""
+
+    __slots__ = ("looked_up",)
+
+    def __hash__(self) -> int:
+        self.looked_up = getattr(self, "looked_up", 0) + 1
+        if self.looked_up == 2:
+            raise KeyboardInterrupt
+        return super().__hash__()
+
+    __eq__ = str.__eq__
+
+
+def test_a_thread_interrupted_while_it_claims_keys_leaves_nobody_waiting() -> None:
+    cache = make_cache()
+    with pytest.raises(KeyboardInterrupt):
+        cache.load(["k", Interrupting("later")], fetch_all)
+    found: list[DataKey] = []
+    waiter = threading.Thread(
+        target=lambda: found.append(cache.load(["k"], fetch_all)["k"]), daemon=True
+    )
+    waiter.start()
+    waiter.join(10)
+    assert found, "the flight of the interrupted thread is still waited for"
+
+
+def test_an_error_about_one_key_of_a_batch_is_not_told_to_who_waits_for_another() -> None:
+    cache = make_cache()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def fail(_names: Sequence[KeyName]) -> dict[KeyName, DataKey]:
+        inside.set()
+        go_on.wait(10)
+        raise VaultRejectedError("the other one does not open")
+
+    with ThreadPoolExecutor(2) as pool:
+        batch = pool.submit(cache.load, ["broken", "k"], fail)
+        inside.wait(10)
+        waiting = pool.submit(cache.load, ["k"], fetch_all)
+        threading.Event().wait(0.05)
+        go_on.set()
+        assert waiting.result(10)["k"].key_id == "k"
+        with pytest.raises(VaultRejectedError):
+            batch.result(10)
+
+
+def test_an_old_copy_does_not_take_the_place_of_a_fresh_one() -> None:
+    """A key read by id long ago is asked for by its owner: what comes must be the new copy."""
+    clock = FakeClock()
+    cache = make_cache(clock, max_age_s=300.0)
+    old = cache.load(["a"], fetch_all)["a"]
+    clock.advance(300)
+    fresh = cache.load([owner_of("a")], fetch_all)[owner_of("a")]
+    assert fresh is not old
+    assert cache.get("a") is fresh
 
 
 # --- Sealing keys ---------------------------------------------------------------------------------
