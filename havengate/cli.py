@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +25,10 @@ from havengate.errors import ConfigurationError
 from keys import cli as keys_cli
 from keys.cli_pseudonyms import OpenPseudonyms, PseudonymCommands
 from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
+from policies.errors import PoliciesError, RecordsUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from audit.note import VerifierKey
     from audit.ports import PersonSealer
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from keys.bootstrap import BootstrapReport
     from keys.pseudonyms import Half
     from keys.settings import RoleSettings
+    from policies.replay import RecordedDecision
+
+#: Every error that is meant to be read.
+type HavengateError = KeysError | AuditError | PoliciesError | ConfigurationError
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
 
@@ -45,7 +51,7 @@ def main() -> None:
     _configure_operational_log()
     try:
         build()()
-    except (KeysError, AuditError, ConfigurationError) as error:
+    except (KeysError, AuditError, PoliciesError, ConfigurationError) as error:
         sys.exit(_report(error))
 
 
@@ -81,7 +87,24 @@ def build() -> typer.Typer:
         ),
         name="audit",
     )
+    app.add_typer(_policy_commands(), name="policy")
     return app
+
+
+def _policy_commands() -> typer.Typer:
+    from policies import cli as policies_cli
+
+    return policies_cli.build(
+        policies_cli.PolicyCommands(settings=lambda: _settings().policies, records=_open_records)
+    )
+
+
+@contextmanager
+def _open_records(since: int) -> Iterator[Iterable[RecordedDecision]]:
+    from audit.reader import LogReader
+    from havengate.recorded import recorded_decisions
+
+    yield recorded_decisions(LogReader(Path(_settings().audit.directory)), since)
 
 
 # The wiring needs all libraries there are; help and mistakes must not wait for them.
@@ -155,7 +178,7 @@ def _settings() -> Configuration:
     return load(_file, os.environ)
 
 
-def _report(error: KeysError | AuditError | ConfigurationError) -> int:
+def _report(error: HavengateError) -> int:
     """Say what is wrong in one line, as JSON if the command was asked for JSON."""
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.diagnostics()}), err=True)
@@ -164,9 +187,13 @@ def _report(error: KeysError | AuditError | ConfigurationError) -> int:
     return _exit_code(error)
 
 
-def _exit_code(error: KeysError | AuditError | ConfigurationError) -> int:
+def _exit_code(error: HavengateError) -> int:
     match error:
         case ConfigurationError() | KeyConfigurationError() | AuditConfigurationError():
+            return WRONG
+        case RecordsUnavailableError():
+            return UNAVAILABLE
+        case PoliciesError():
             return WRONG
         case LogUnavailableError() | WitnessError() | EmbeddedServerError():
             return UNAVAILABLE
@@ -177,17 +204,20 @@ def _exit_code(error: KeysError | AuditError | ConfigurationError) -> int:
 
 
 def _configure_operational_log() -> None:
-    """JSON lines on standard error, or readable ones on a terminal."""
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer()
+    """JSON lines on standard error, or readable ones on a terminal.
+
+    Tracebacks are plain: the usual ones show local variables, and those are tokens and keys.
+    """
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if sys.stderr.isatty()
-        else structlog.processors.JSONRenderer()
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *renderers,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
