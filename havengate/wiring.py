@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +174,13 @@ class Program:
     key_events: KeyEventLog
     blind_index: BlindIndex
     commands: KeysProgram
-    verifier_keys: tuple[VerifierKey, ...]
+    #: Asks the key server; use `verifier_keys`.
+    read_verifier_keys: Callable[[], tuple[VerifierKey, ...]]
+
+    @property
+    def verifier_keys(self) -> tuple[VerifierKey, ...]:
+        """The log's keys. Raises a `VaultError`: only who needs them must wait for the server."""
+        return self.read_verifier_keys()
 
 
 @contextmanager
@@ -216,7 +222,7 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
                 verify_server=lambda: _verify_server(keys),
                 erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
             ),
-            verifier_keys=log_verifier_keys(settings.audit, signer),
+            read_verifier_keys=lambda: log_verifier_keys(settings.audit, signer),
         )
 
 
@@ -355,5 +361,9 @@ def current_user(environ: Mapping[str, str]) -> str:
     if not name:
         import pwd
 
-        name = pwd.getpwuid(os.getuid()).pw_name
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            # In a container, a user often has a number only.
+            name = f"uid-{os.getuid()}"
     return f"operator/{name}"

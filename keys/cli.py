@@ -202,17 +202,22 @@ def _add_erase(app: typer.Typer, commands: KeysCommands) -> None:
             )
         if receipt is not None:
             _make_receipt_file(receipt)
-        with commands.open_program() as program:
-            done = program.eraser.erase(
-                tenant=tenant or program.tenant, person=person, actor=program.actor
-            )
-        found = _receipt_object(done)
-        if receipt is not None:
-            receipt.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        if as_json:
-            _print_json(found)
-        else:
-            _print_receipt(found)
+        try:
+            with commands.open_program() as program:
+                done = program.eraser.erase(
+                    tenant=tenant or program.tenant, person=person, actor=program.actor
+                )
+                # Told before anything is closed: what goes wrong then must not cost the receipt.
+                found = _receipt_object(done)
+                try:
+                    if receipt is not None:
+                        receipt.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                finally:
+                    (_print_json if as_json else _print_receipt)(found)
+        finally:
+            # Without a receipt there is no file that looks like one.
+            if receipt is not None and not receipt.stat().st_size:
+                receipt.unlink()
 
 
 def _add_erase_again(app: typer.Typer, commands: KeysCommands) -> None:
