@@ -10,6 +10,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,10 @@ def run() -> dict[str, Result]:
             database = KeyDatabase(settings.table_url)
             try:
                 wrapper = CountingWrapper(TransitKeyWrapper(client))
-                store = KeyStore(table=KeyTable(database), wrapper=wrapper, settings=settings.cache)
-                return _measure(Keyring(store), wrapper, client)
+                with closing(
+                    KeyStore(table=KeyTable(database), wrapper=wrapper, settings=settings.cache)
+                ) as store:
+                    return _measure(Keyring(store), wrapper, client)
             finally:
                 database.close()
 

@@ -99,7 +99,7 @@ def open_keys(settings: Configuration, environ: Mapping[str, str]) -> Iterator[O
             settings=settings.keys.cache,
             clock=time.time,
         )
-        stack.callback(store.empty)
+        stack.callback(store.close)
         yield OpenKeys(server=server, client=client, database=database, keyring=Keyring(store))
 
 

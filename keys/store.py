@@ -28,15 +28,17 @@ from keys.table import EpochGoneError, KeyTable
 SEALS_PER_RESERVATION = 2**16
 #: Reservations are remembered for this many times as many keys as the cache holds.
 _BUDGETS_PER_ENTRY = 4
-#: The sweep for keys that are too old runs this often in the life of a key.
+#: Keys that are too old are looked for this often in the life of a key, and at least this often.
 _SWEEPS_PER_LIFE = 10
+_SWEEP_EVERY_S = 60.0
 
 
 class KeyStore:
     """Data keys of all kinds. Thread-safe; several processes may share one key table.
 
     `clock` gives the time that rows carry, `monotonic` the one that ages in memory are measured
-    with.
+    with. Close it at the end. Make one in each process, after forking: a fork would share
+    reservations, and has no thread that drops old keys.
     """
 
     def __init__(
@@ -63,8 +65,15 @@ class KeyStore:
         self._refreshing = threading.Lock()
         self._generation: int | None = None
         self._refreshed_at = -math.inf
-        self._swept_at = monotonic()
         self._when_emptied: list[Callable[[], None]] = []
+        self._closed = threading.Event()
+        self._sweeper = threading.Thread(
+            target=_sweep_until,
+            args=(self._closed, self._cache, settings.max_age_s),
+            name="keys-sweeper",
+            daemon=True,
+        )
+        self._sweeper.start()
 
     # --- Keys -------------------------------------------------------------------------------------
 
@@ -74,32 +83,44 @@ class KeyStore:
         Raises `PersonErasedError` if it was destroyed, `UnknownKeyError` if the table has none
         such.
         """
-        self._refresh()
-        key = self._cache.get(key_id) or self._cache.load([key_id], self._fetch).get(key_id)
-        if key is not None:
-            return key
-        if key_id in self.table.by_ids([key_id]):
-            raise PersonErasedError(
-                f"expected key {key_id} to exist, but it was destroyed by an erasure; what it "
-                "sealed is gone for good"
-            )
-        raise UnknownKeyError(
-            f"expected key {key_id} in the key table, got none; check that keys.table_url names "
-            "this installation's table and that it was not restored from an older backup"
-        )
+        self.refresh()
+        key = self._cache.get(key_id)
+        for _ in range(ATTEMPTS):
+            key = key or self._cache.load([key_id], self._fetch).get(key_id)
+            if key is not None:
+                return key
+            row = self.table.by_ids([key_id]).get(key_id)
+            if row is None:
+                raise UnknownKeyError(
+                    f"expected key {key_id} in the key table, got none; check that keys.table_url "
+                    "names this installation's table and that it was not restored from an older "
+                    "backup"
+                )
+            if row.erased_at is not None:
+                raise PersonErasedError(
+                    f"expected key {key_id} to exist, but it was destroyed by an erasure; what it "
+                    "sealed is gone for good"
+                )
+            # It came between the two reads.
+        raise _restless(f"key {key_id}")
 
     def for_sealing(self, owner: KeyOwner) -> DataKey:
         """Return the owner's newest key, made now if there is none that may seal."""
-        self._refresh()
+        self.refresh()
         key = self._cache.get(owner)
-        return key if key is not None else self._cache.load([owner], self._fetch_or_make)[owner]
+        for _ in range(ATTEMPTS):
+            key = key or self._cache.load([owner], self._fetch_or_make).get(owner)
+            if key is not None:
+                return key
+            # We waited for a thread that was only reading ahead, and so made none.
+        raise _restless(f"the newest {owner.kind} key")
 
     def prefetch(self, names: Collection[KeyName], *, create: bool = False) -> None:
         """Load many keys with as few calls as possible; what does not exist is left out.
 
         With `create`, owners without a key get one.
         """
-        self._refresh()
+        self.refresh()
         self._cache.load(list(names), self._fetch_or_make if create else self._fetch)
 
     def replenish(self, key: DataKey) -> None:
@@ -135,7 +156,17 @@ class KeyStore:
         """How many keys are in memory."""
         return len(self._cache)
 
-    def _refresh(self) -> None:
+    def close(self) -> None:
+        """Forget every key and stop the clockwork. The store must not be used afterwards."""
+        self._closed.set()
+        self._sweeper.join()
+        self.empty()
+
+    def refresh(self) -> None:
+        """Notice what other processes have rotated or erased, at most every `cache.refresh_s`.
+
+        Raises `KeyTableError` if the table cannot be asked: nothing kept may be used then.
+        """
         # A clock that stepped back gives a negative age, which is not fresh either.
         if 0 <= self._monotonic() - self._refreshed_at < self._settings.refresh_s:
             return
@@ -148,9 +179,6 @@ class KeyStore:
                 self.empty()
             self._generation = generation
             self._refreshed_at = now
-            if not 0 <= now - self._swept_at < self._settings.max_age_s / _SWEEPS_PER_LIFE:
-                self._cache.sweep()
-                self._swept_at = now
 
     # --- Fetching ---------------------------------------------------------------------------------
 
@@ -203,10 +231,7 @@ class KeyStore:
                 # Erased or retired between the two reads.
                 continue
             self._make(wanted)
-        raise KeyTableError(
-            f"expected new keys to last for one read, but in {ATTEMPTS} attempts they were retired "
-            "or erased at once; see which process does that"
-        )
+        raise _restless("new keys")
 
     def _make(self, wanted: Sequence[tuple[KeyOwner, int]]) -> None:
         for _ in range(ATTEMPTS):
@@ -269,6 +294,19 @@ class KeyStore:
             while len(self._budgets) > self._settings.max_entries * _BUDGETS_PER_ENTRY:
                 self._budgets.popitem(last=False)
             return budget
+
+
+def _sweep_until(closed: threading.Event, cache: DataKeyCache, max_age_s: float) -> None:
+    """Drop keys that are too old also while nobody asks for any."""
+    while not closed.wait(min(max_age_s / _SWEEPS_PER_LIFE, _SWEEP_EVERY_S)):
+        cache.sweep()
+
+
+def _restless(what: str) -> KeyTableError:
+    return KeyTableError(
+        f"expected {what} to last for one read in {ATTEMPTS} attempts, but it came and went each "
+        "time; see which process erases or rotates keys without pause"
+    )
 
 
 def owner_of(row: KeyRow) -> KeyOwner:

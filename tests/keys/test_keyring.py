@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from keys.errors import (
     VaultRejectedError,
     VaultUnavailableError,
 )
-from keys.model import FieldContext
+from keys.model import FieldContext, KeyOwner, KeyRow
 from keys.sealed import parse_sealed
 from keys.settings import CacheSettings
 from tests.keys.fakes import FakeClock, FakeKeyServer
@@ -359,6 +360,67 @@ def test_seals_and_opens_while_keys_are_emptied_all_the_time(bench: Workbench) -
         finally:
             stop.set()
         disturbing.result()
+
+
+def test_a_seal_that_waits_for_one_who_only_reads_ahead_makes_the_key_itself(
+    bench: Workbench,
+) -> None:
+    owner = bench.keyring.owner(TENANT, "ada")
+    inside, go_on = threading.Event(), threading.Event()
+    real = bench.table.newest
+
+    def slow(owners: Collection[KeyOwner]) -> dict[KeyOwner, KeyRow]:
+        inside.set()
+        go_on.wait(10)
+        return real(owners)
+
+    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(bench.table, "newest", slow)
+        reading = pool.submit(bench.store.prefetch, [owner])
+        inside.wait(10)
+        sealing = pool.submit(bench.seal, "ada")
+        threading.Event().wait(0.05)
+        go_on.set()
+        reading.result(10)
+        assert bench.unseal("ada", sealing.result(10)) == b"text"
+
+
+def test_a_key_that_appears_while_it_is_looked_for_is_not_called_erased(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = bench.seal("ada")
+    bench.store.empty()
+    real, asked = bench.table.by_ids, 0
+
+    def late(key_ids: Collection[str]) -> dict[str, KeyRow]:
+        nonlocal asked
+        asked += 1
+        return {} if asked == 1 else real(key_ids)
+
+    bench.keyring.owner(TENANT, "ada")
+    monkeypatch.setattr(bench.table, "by_ids", late)
+    assert bench.unseal("ada", text) == b"text"
+
+
+def test_an_idle_process_drops_keys_that_are_too_old(tmp_path: Path) -> None:
+    with workbench(tmp_path / "k", cache=CacheSettings(max_age_s=0.2)) as bench:
+        bench.seal("ada")
+        assert bench.store.cached_keys() > 0
+        bench.clock.advance(0.2)
+        for _ in range(500):  # nobody asks for a key from now on
+            if bench.store.cached_keys() == 0:
+                break
+            time.sleep(0.02)
+        assert bench.store.cached_keys() == 0
+
+
+def test_a_closed_store_holds_no_key_and_no_thread(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with workbench(tmp_path / "k") as bench:
+        bench.seal("ada")
+        assert threading.active_count() == before + 1
+    assert bench.store.cached_keys() == 0
+    assert threading.active_count() == before
 
 
 # --- Nonce budget ---------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ def workbench(
             index=BlindIndex(store, settings=IndexSettings(), recorder=recorder),
         )
     finally:
+        store.close()
         database.close()
 
 
