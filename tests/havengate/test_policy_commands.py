@@ -87,7 +87,7 @@ def test_only_decisions_count_from_the_given_index_on(tmp_path: Path) -> None:
 
 def test_a_trail_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
     log = record(tmp_path / "log", *[act()] * 257)
-    (tmp_path / "log/tile/entries/000").unlink()
+    (tmp_path / "log/tile/entries/000").write_bytes(b"\x00\x01")
     with pytest.raises(RecordsUnavailableError):
         list(recorded_decisions(log, 0))
 
