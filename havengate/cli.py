@@ -19,7 +19,14 @@ import structlog
 import typer
 
 from audit import cli as audit_cli
-from audit.errors import AuditConfigurationError, AuditError, LogUnavailableError, WitnessError
+from audit.errors import (
+    AuditConfigurationError,
+    AuditError,
+    IndexUnavailableError,
+    LogUnavailableError,
+    MalformedQueryError,
+    WitnessError,
+)
 from havengate import __version__
 from havengate.errors import ConfigurationError
 from keys import cli as keys_cli
@@ -189,13 +196,20 @@ def _report(error: HavengateError) -> int:
 
 def _exit_code(error: HavengateError) -> int:
     match error:
-        case ConfigurationError() | KeyConfigurationError() | AuditConfigurationError():
+        case (
+            ConfigurationError()
+            | KeyConfigurationError()
+            | AuditConfigurationError()
+            | MalformedQueryError()
+        ):
             return WRONG
         case RecordsUnavailableError():
             return UNAVAILABLE
         case PoliciesError():
             return WRONG
-        case LogUnavailableError() | WitnessError() | EmbeddedServerError():
+        case (
+            LogUnavailableError() | IndexUnavailableError() | WitnessError() | EmbeddedServerError()
+        ):
             return UNAVAILABLE
         case KeysError() if error.retryable:
             return UNAVAILABLE

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -42,6 +42,7 @@ from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError, KeysError
 from keys.keyring import Keyring
 from keys.layout import AUDIT_SIGNING_KEY
+from keys.ports import KeyEvent
 from keys.pseudonyms import Half, Pseudonymiser
 from keys.reidentification import VaultHalves, VaultOfficer
 from keys.server import KeyServer, open_server, open_vault, with_environment
@@ -300,13 +301,35 @@ def set_up_server(
 def make_officer(
     settings: Configuration, environ: Mapping[str, str], name: str, half: Half, directory: Path
 ) -> RoleSettings:
-    """Make an officer's login, as the administrator of the embedded server or of one's own."""
-    if with_environment(settings.keys.vault, environ).address:
-        token = environ.get("VAULT_TOKEN", "")
-        with _administrator(settings, environ, token) as client:
-            return create_officer(client, name, half, directory)
-    with EmbeddedServer(settings.keys) as server, server.administer() as client:
-        return create_officer(client, name, half, directory)
+    """Make an officer's login, as the administrator of the embedded server or of one's own.
+
+    It is logged before and after: who could make both logins could re-identify alone.
+    """
+    with ExitStack() as stack:
+        if with_environment(settings.keys.vault, environ).address:
+            token = environ.get("VAULT_TOKEN", "")
+            client = stack.enter_context(_administrator(settings, environ, token))
+            program = stack.enter_context(open_program(settings, environ))
+        else:
+            program = stack.enter_context(open_program(settings, environ))
+            embedded = stack.enter_context(EmbeddedServer(settings.keys))
+            client = stack.enter_context(embedded.administer())
+        intent = KeyEvent(
+            action="keys.officer.create",
+            stage="intent",
+            request_id=new_request_id(),
+            tenant="",
+            actor=program.commands.actor,
+            detail={"half": half},
+        )
+        program.key_events.record(intent)
+        succeeded = False
+        try:
+            made = create_officer(client, name, half, directory)
+            succeeded = True
+        finally:
+            program.key_events.record(replace(intent, stage="outcome", succeeded=succeeded))
+        return made
 
 
 @contextmanager
