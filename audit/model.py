@@ -47,6 +47,7 @@ Action = Literal[
     "keys.epoch.roll", "keys.epoch.rewrap", "keys.epoch.trim",
     "keys.person.erase", "keys.index.rotate",
     "keys.pseudonym.request", "keys.pseudonym.approve", "keys.pseudonym.reveal",
+    "keys.officer.create",
 ]  # fmt: skip
 
 STAGES: Final[frozenset[str]] = frozenset(get_args(Stage))

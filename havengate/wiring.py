@@ -153,12 +153,14 @@ def _own_writer(settings: AuditSettings, signer: Signer) -> Iterator[OpenLog]:
             )
         )
         publisher.start()
-        stack.callback(_publish_last, publisher)
+        stack.callback(_publish_last, writer, publisher)
         yield OpenLog(appender=writer, writer=writer, publisher=publisher)
 
 
-def _publish_last(publisher: Publisher) -> None:
+def _publish_last(writer: LogWriter, publisher: Publisher) -> None:
     """Publish what this command wrote; should that fail, the next one does, and nothing is lost."""
+    if publisher.status().size == writer.size:
+        return
     try:
         publisher.publish()
     except (KeysError, AuditError) as error:

@@ -81,6 +81,7 @@ class KeyEvent:
         "keys.pseudonym.approve",
         "keys.pseudonym.reveal",
         "keys.index.rotate",
+        "keys.officer.create",
     ]
     stage: Literal["intent", "outcome"]
     request_id: str

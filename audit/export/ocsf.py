@@ -42,6 +42,7 @@ _ACTIVITIES = {
     "keys.epoch.trim": (ENTITY_MANAGEMENT, _DELETE),
     "keys.person.erase": (ENTITY_MANAGEMENT, _DELETE),
     "keys.index.rotate": (ENTITY_MANAGEMENT, _UPDATE),
+    "keys.officer.create": (ENTITY_MANAGEMENT, _CREATE),
     "keys.pseudonym.request": (ENTITY_MANAGEMENT, _OTHER),
     "keys.pseudonym.approve": (ENTITY_MANAGEMENT, _OTHER),
     "keys.pseudonym.reveal": (ENTITY_MANAGEMENT, _READ),

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from audit.publish import Publisher
+from audit.reader import LogReader
 from havengate import cli, wiring
 from keys.errors import VaultUnavailableError
 from tests.havengate.command import run
@@ -74,6 +75,29 @@ def test_no_empty_receipt_is_left_when_nothing_was_erased(home: Path) -> None:
     code, _, err = run(home, *words)
     assert code == 0, err
     assert json.loads(receipt.read_text())["log_index"] >= 0
+
+
+def test_who_makes_officers_stands_in_the_log(home: Path) -> None:
+    words = ("keys", "officer", "carol", str(home / "carol"), "--half")
+    assert run(home, *words, "first")[0] == 0
+    assert run(home, *words, "second")[0] == 1
+    entries = [json.loads(raw) for _, raw in LogReader(home / "var" / "audit").read()]
+    made = [entry for entry in entries if entry["action"] == "keys.officer.create"]
+    assert [(entry["stage"], entry.get("outcome")) for entry in made] == [
+        ("intent", None),
+        ("outcome", "success"),
+        ("intent", None),
+        ("outcome", "failed"),
+    ]
+    assert "carol" not in str(entries)
+
+
+def test_no_officer_is_made_when_the_log_cannot_be_written(home: Path) -> None:
+    assert run(home, "keys", "erase", PERSON, "--yes")[0] == 0
+    (home / "var" / "audit" / "state").write_bytes(b"overwritten")
+    code, _, _ = run(home, "keys", "officer", "dave", str(home / "dave"), "--half", "first")
+    assert code == 3
+    assert not (home / "dave").exists()
 
 
 def test_a_user_without_a_name_can_run_commands(monkeypatch: pytest.MonkeyPatch) -> None:
