@@ -14,13 +14,13 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import batched
 from typing import Literal
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from keys.database import KeyDatabase
 from keys.epochs import EpochKeeper
 from keys.errors import KeysError, KeyTableError, PersonErasedError
 from keys.keyring import Keyring
-from keys.model import ErasureReceipt, FieldContext
+from keys.model import ErasureReceipt, FieldContext, KeyOwner
 from keys.ports import KeyEvent, KeyEventRecorder
 from keys.schema import data_keys, key_erasures, pseudonyms, reidentifications
 from keys.table import destroy_keys
@@ -75,13 +75,22 @@ class Eraser:
             tenant=tenant, person=person, service=_PROBE_SERVICE, field=_PROBE_FIELD
         )
         subject = self._keyring.erasure_subject(tenant, person)
-        key_ids = self._keyring.key_ids(tenant=tenant, person=person)
+        key_ids = self._live_keys(tenant, person)
         last = self._last(tenant, subject)
         if last is not None and last.log_index is None:
             return self._finish(last, context, actor)
         if last is not None and not key_ids:
             return _receipt(last, already_erased=True)
         return self._finish(self._destroy(context, subject, key_ids, actor), context, actor)
+
+    def _live_keys(self, tenant: str, person: str) -> list[str]:
+        owner = self._keyring.owner(tenant, person)
+        table = self._keyring.store.table
+        return [
+            row.key_id
+            for one in (owner, KeyOwner("pseudonym", owner.tenant, owner.name))
+            for row in table.versions(one)
+        ]
 
     def revived(self, erased: Iterable[str]) -> list[str]:
         """Return which of the keys that the log says were erased are alive, sorted.
@@ -104,7 +113,16 @@ class Eraser:
         for some in batched(key_ids, _KEYS_PER_ENTRY):
             request_id = secrets.token_hex(16)
             self._record("intent", request_id, "", actor, list(some))
-            done = self._keyring.store.table.destroy(some, now=self._keyring.store.clock())
+            now = self._keyring.store.clock()
+            with self._database.writing() as connection:
+                which = data_keys.c.key_id.in_(some)
+                owners = select(data_keys.c.tenant, data_keys.c.owner_name).where(
+                    which, data_keys.c.owner_name.is_not(None)
+                )
+                found = connection.execute(owners.distinct()).all()
+                done = destroy_keys(connection, which, now=now)
+                for tenant, name in found:
+                    _delete_pseudonyms(connection, tenant, name)
             self._keyring.store.empty()
             self._database.scrub()
             self._record("outcome", request_id, "", actor, done, succeeded=True)
@@ -124,16 +142,8 @@ class Eraser:
         owner = self._keyring.owner(context.tenant, context.person)
         now = self._keyring.store.clock()
         with self._database.writing() as connection:
-            of_owner = pseudonyms.c.tenant == owner.tenant, pseudonyms.c.owner_name == owner.name
-            named = select(pseudonyms.c.pseudonym).where(*of_owner)
-            # A half that an officer has opened already must not survive either.
-            connection.execute(
-                delete(reidentifications).where(
-                    reidentifications.c.tenant == owner.tenant,
-                    reidentifications.c.pseudonym.in_(named),
-                )
-            )
-            deleted = connection.execute(delete(pseudonyms).where(*of_owner)).rowcount
+            # Keys first: whoever is storing a pseudonym made with one is done by then, or sees it
+            # dead.
             destroyed = destroy_keys(
                 connection,
                 data_keys.c.kind.in_(["person", "pseudonym"])
@@ -141,6 +151,7 @@ class Eraser:
                 & (data_keys.c.owner_name == owner.name),
                 now=now,
             )
+            deleted = _delete_pseudonyms(connection, owner.tenant, owner.name)
             erasure = _Erasure(
                 request_id=request_id,
                 tenant=context.tenant,
@@ -160,6 +171,7 @@ class Eraser:
     def _finish(self, erasure: _Erasure, context: FieldContext, actor: str) -> ErasureReceipt:
         self._keyring.store.empty()
         self._database.scrub()
+        erasure = self._with_true_date(erasure)
         detail: dict[str, str | int] = {
             "pseudonyms_deleted": erasure.pseudonyms_deleted,
             "backups_dead_by": erasure.backups_dead_by,
@@ -180,8 +192,19 @@ class Eraser:
         done = replace(erasure, proof=proof, log_index=index)
         statement = update(key_erasures).where(key_erasures.c.request_id == erasure.request_id)
         with self._database.writing() as connection:
-            connection.execute(statement.values(proof=proof, log_index=index))
+            connection.execute(
+                statement.values(proof=proof, log_index=index, backups_dead_by=done.backups_dead_by)
+            )
         return _receipt(done, already_erased=False)
+
+    def _with_true_date(self, erasure: _Erasure) -> _Erasure:
+        """Count from the epoch that is current once the keys are destroyed.
+
+        A rotation may have moved them to a newer epoch after the first date was computed; none can
+        any more. ISO dates compare as they follow each other.
+        """
+        dead_by = _first_day_after(self._epochs.all_dead_by()).isoformat()
+        return replace(erasure, backups_dead_by=max(erasure.backups_dead_by, dead_by))
 
     def _prove(self, erasure: _Erasure, context: FieldContext) -> str | None:
         """Try to open the probe on the normal path; return the code with which that failed."""
@@ -227,6 +250,18 @@ class Eraser:
             detail=detail or {},
         )
         return self._recorder.record(event)
+
+
+def _delete_pseudonyms(connection: Connection, tenant: str, owner_name: str) -> int:
+    """Delete a person's ways back and what officers have opened of them; return how many ways."""
+    of_owner = pseudonyms.c.tenant == tenant, pseudonyms.c.owner_name == owner_name
+    named = select(pseudonyms.c.pseudonym).where(*of_owner)
+    connection.execute(
+        delete(reidentifications).where(
+            reidentifications.c.tenant == tenant, reidentifications.c.pseudonym.in_(named)
+        )
+    )
+    return connection.execute(delete(pseudonyms).where(*of_owner)).rowcount
 
 
 def _receipt(erasure: _Erasure, *, already_erased: bool) -> ErasureReceipt:

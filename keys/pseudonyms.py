@@ -29,8 +29,8 @@ from keys.errors import ApprovalError, KeyTableError, VaultDeniedError, VaultRej
 from keys.keyring import Keyring
 from keys.model import FieldContext, KeyOwner, check_name
 from keys.ports import KeyEvent, KeyEventRecorder
-from keys.schema import pseudonyms, reidentifications
-from keys.sealed import encode_base64url
+from keys.schema import data_keys, pseudonyms, reidentifications
+from keys.sealed import encode_base64url, parse_sealed
 
 PREFIX = "hgp1."
 PSEUDONYM_BYTES = 16
@@ -101,16 +101,20 @@ class Pseudonymiser:
         Raises `InvalidContextError`, `VaultError` or `KeyTableError`.
         """
         check_name("purpose", purpose)
-        owner = self._keyring.owner(tenant, person)
-        pseudonym = self._compute(owner, purpose)
-        known = select(pseudonyms.c.pseudonym).where(
-            pseudonyms.c.tenant == tenant, pseudonyms.c.pseudonym == pseudonym
-        )
-        with self._database.reading() as connection:
-            if connection.execute(known).first() is not None:
+        for _ in range(ATTEMPTS):
+            owner = self._keyring.owner(tenant, person)
+            key_id, pseudonym = self._compute(owner, purpose)
+            known = select(pseudonyms.c.pseudonym).where(
+                pseudonyms.c.tenant == tenant, pseudonyms.c.pseudonym == pseudonym
+            )
+            with self._database.reading() as connection:
+                if connection.execute(known).first() is not None:
+                    return pseudonym
+            if self._keep_way_back(person, owner, pseudonym, key_id):
                 return pseudonym
-        self._keep_way_back(tenant, person, owner, pseudonym)
-        return pseudonym
+            # Another process has erased this person, and we did not know it yet.
+            self._store.empty()
+        raise _restless()
 
     def request(self, officer: Officer, *, tenant: str, pseudonym: str, reason: str) -> str:
         """Ask to learn who is behind a pseudonym; return the id of the request.
@@ -138,7 +142,13 @@ class Pseudonymiser:
                 revealed_at=None,
             )
             values = {column: getattr(row, column) for column in reidentifications.c.keys()}  # noqa: SIM118 (not a dict)
+            # A half opened for a request that was then not used must not lie about for ever.
+            expired = update(reidentifications).where(
+                reidentifications.c.expires_at <= self._store.clock(),
+                reidentifications.c.half_opened.is_not(None),
+            )
             with self._database.writing() as connection:
+                connection.execute(expired.values(half_opened=None))
                 connection.execute(insert(reidentifications), values)
         return request_id
 
@@ -173,9 +183,15 @@ class Pseudonymiser:
             statement = update(reidentifications).where(
                 reidentifications.c.request_id == request_id,
                 reidentifications.c.approved_by.is_(None),
+                reidentifications.c.expires_at > self._store.clock(),
             )
             with self._database.writing() as connection:
-                connection.execute(statement.values(approved_by=name, half_opened=half))
+                done = connection.execute(statement.values(approved_by=name, half_opened=half))
+            if done.rowcount != 1:
+                raise ApprovalError(
+                    "expected a request that still waits, but it was approved, grew old or its "
+                    "person was erased meanwhile; make a new request if it is still needed"
+                )
 
     def reveal(self, officer: Officer, *, tenant: str, request_id: str) -> str:
         """Return the person behind the pseudonym, once, to the officer who requested.
@@ -204,37 +220,45 @@ class Pseudonymiser:
 
     # --- Making -----------------------------------------------------------------------------------
 
-    def _compute(self, owner: KeyOwner, purpose: str) -> str:
+    def _compute(self, owner: KeyOwner, purpose: str) -> tuple[str, str]:
+        """Return the id of the key that makes the pseudonym, and the pseudonym."""
         message = aead.encode_parts([_LABEL, purpose])
         for _ in range(ATTEMPTS):
+            key = self._store.for_sealing(KeyOwner("pseudonym", owner.tenant, owner.name))
             try:
-                tag = self._store.for_sealing(KeyOwner("pseudonym", owner.tenant, owner.name)).mac(
-                    message
-                )
+                tag = key.mac(message)
             except KeyGoneError:
                 continue
-            return PREFIX + encode_base64url(tag[:PSEUDONYM_BYTES])
-        raise KeyTableError(
-            f"expected the pseudonym key to last for one use in {ATTEMPTS} attempts, but it was "
-            "erased or rotated each time; see which process does that without pause"
-        )
+            return key.key_id, PREFIX + encode_base64url(tag[:PSEUDONYM_BYTES])
+        raise _restless()
 
-    def _keep_way_back(self, tenant: str, person: str, owner: KeyOwner, pseudonym: str) -> None:
+    def _keep_way_back(self, person: str, owner: KeyOwner, pseudonym: str, key_id: str) -> bool:
+        """Store the way back. False if a key that it rests on was erased meanwhile."""
+        tenant = owner.tenant
         context = _half_context(tenant, pseudonym)
         inner = self._halves.encrypt("first", context=context, plaintext=person.encode())
         outer = self._halves.encrypt("second", context=context, plaintext=inner.encode())
         field = FieldContext(
             tenant=tenant, person=person, service=_SERVICE, field=_mapping_field(pseudonym)
         )
+        sealed = self._keyring.seal(field, outer.encode())
         row = {
             "tenant": tenant,
             "pseudonym": pseudonym,
             "owner_name": owner.name,
-            "sealed": self._keyring.seal(field, outer.encode()),
+            "sealed": sealed,
         }
+        used = {key_id, parse_sealed(sealed).key_id}
+        live = select(data_keys.c.key_id).where(
+            data_keys.c.key_id.in_(used), data_keys.c.erased_at.is_(None)
+        )
         dialect = sqlite if self._database.is_sqlite else postgresql
         with self._database.writing() as connection:
+            # An erasure waits for this lock and then deletes the row, or was first and is seen.
+            if len(connection.execute(live.with_for_update(read=True)).all()) != len(used):
+                return False
             connection.execute(dialect.insert(pseudonyms).on_conflict_do_nothing(), row)
+            return True
 
     # --- The way back -----------------------------------------------------------------------------
 
@@ -324,6 +348,13 @@ def _decrypt(officer: Officer, half: Half, request: _Request, ciphertext: str) -
             f"expected an officer whom the key server lets open the {half} half, got one whom it "
             "refuses; ask an officer of that half"
         ) from error
+
+
+def _restless() -> KeyTableError:
+    return KeyTableError(
+        f"expected the pseudonym key to last for one use in {ATTEMPTS} attempts, but it was "
+        "erased or rotated each time; see which process does that without pause"
+    )
 
 
 def _half_context(tenant: str, pseudonym: str) -> bytes:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from keys.errors import KeysError, KeyTableError, PersonErasedError, VaultRejectedError
+from keys.errors import (
+    KeysError,
+    KeyTableError,
+    PersonErasedError,
+    VaultRejectedError,
+    VaultUnavailableError,
+)
+from keys.model import KeyOwner
+from keys.ports import KeyEvent
+from keys.pseudonyms import Pseudonymiser
 from keys.sealed import parse_sealed
 from keys.store import wrapped_key
 from tests.keys.fakes import FakeClock, FakeKeyServer, LogDownError
@@ -142,6 +151,31 @@ def test_on_that_date_every_backup_is_dead_if_epochs_are_kept_on_schedule(
             )
 
 
+def test_a_rotation_during_an_erasure_makes_the_date_later(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys were moved to a new epoch just before they were destroyed: it is that one's end."""
+    bench.epochs.status()
+    bench.seal("ada")
+    bench.clock.advance(80 * DAY_S)
+    real = bench.recorder.record
+    rotated: list[bool] = []
+
+    def record(event: KeyEvent) -> int:
+        index = real(event)
+        if event.action == "keys.person.erase" and not rotated:
+            rotated.append(True)
+            bench.epochs.rotate(actor="operator")
+        return index
+
+    monkeypatch.setattr(bench.recorder, "record", record)
+    receipt = bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+    today = date(2027, 1, 15) + timedelta(days=80)
+    assert receipt.backups_dead_by == today + timedelta(days=90 + 30 + 30 + 1)
+    again = bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+    assert again.backups_dead_by == receipt.backups_dead_by
+
+
 # --- Repeating, crashing, failing -----------------------------------------------------------------
 
 
@@ -273,6 +307,62 @@ def test_after_a_restore_the_log_is_enough_to_erase_again(tmp_path: Path) -> Non
         assert again == list(receipt.key_ids)
         with pytest.raises(PersonErasedError):
             restored.unseal("ada", text)
+
+
+def test_erasing_again_after_a_restore_deletes_pseudonyms_too(tmp_path: Path) -> None:
+    import shutil
+
+    server, path = FakeKeyServer(), tmp_path / "keys.sqlite3"
+    with workbench(path, server=server) as bench:
+        pseudonym_of(bench, "ada")
+        pseudonym_of(bench, "bob")
+        bench.database.scrub()
+        shutil.copy(path, tmp_path / "backup")
+        receipt = bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+    with workbench(tmp_path / "backup", server=server) as restored:
+        owners = "SELECT owner_name FROM pseudonyms"
+        with restored.database.reading() as connection:
+            assert len(connection.exec_driver_sql(owners).all()) == 2
+        restored.eraser.erase_again(key_ids=list(receipt.key_ids), actor="operator")
+        with restored.database.reading() as connection:
+            left = connection.exec_driver_sql(owners).scalars().all()
+        assert left == [restored.keyring.owner(TENANT, "bob").name]
+
+
+def pseudonym_of(bench: Workbench, person: str) -> str:
+    made = Pseudonymiser(
+        bench.keyring, database=bench.database, halves=SealingHalves(), recorder=bench.recorder
+    )
+    return made.pseudonym(tenant=TENANT, purpose="study-1", person=person)
+
+
+class SealingHalves:
+    """Encrypts for nobody: these tests take no way back. Or fails, like a key server away."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self._away = away
+
+    def encrypt(self, half: str, *, context: bytes, plaintext: bytes) -> str:
+        if self._away:
+            raise VaultUnavailableError("no answer")
+        return f"{half} {len(context)} {len(plaintext)}"
+
+
+def test_a_key_made_for_a_pseudonym_that_never_was_is_destroyed_too(bench: Workbench) -> None:
+    """A second erasure must not answer "erased already" while a key of the person lives."""
+    bench.seal("ada")
+    erase(bench)
+    halves = SealingHalves(away=True)
+    made = Pseudonymiser(
+        bench.keyring, database=bench.database, halves=halves, recorder=bench.recorder
+    )
+    with pytest.raises(VaultUnavailableError):
+        made.pseudonym(tenant=TENANT, purpose="study-1", person="ada")
+    receipt = bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+    assert not receipt.already_erased
+    assert receipt.proof == "keys.person_erased"
+    owner = bench.keyring.owner(TENANT, "ada")
+    assert bench.table.versions(KeyOwner("pseudonym", TENANT, owner.name)) == []
 
 
 def test_neither_events_nor_receipts_name_the_person(bench: Workbench) -> None:

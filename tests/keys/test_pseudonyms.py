@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidTag
@@ -258,6 +259,82 @@ def test_a_mapping_kept_from_before_the_erasure_does_not_open(office: Office) ->
     request_id = office.request(pseudonym)
     with pytest.raises(PersonErasedError):
         office.approve(request_id)
+
+
+def test_an_erasure_while_a_pseudonym_is_made_leaves_no_way_back(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old pseudonym must not be stored, sealed under the key of the person's next life."""
+    halves: Any = office.pseudonymiser._halves
+    real = halves.encrypt
+    erased: list[str] = []
+
+    def erase_meanwhile(half: Half, **arguments: Any) -> str:
+        if not erased:
+            erased.append(office.pseudonymiser._compute(owner, "study-1")[1])
+            office.bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+        return str(real(half, **arguments))
+
+    owner = office.bench.keyring.owner(TENANT, "ada")
+    monkeypatch.setattr(halves, "encrypt", erase_meanwhile)
+    made = office.pseudonym()
+    assert made != erased[0]
+    with pytest.raises(ApprovalError):
+        office.request(erased[0])
+    assert office.reveal(approved(office, made)) == "ada"
+
+
+def test_a_process_that_has_not_heard_of_an_erasure_stores_no_way_back(
+    office: Office, tmp_path: Path
+) -> None:
+    clock, server = office.bench.clock, office.bench.server
+    with workbench(tmp_path / "keys.sqlite3", server=server, clock=clock) as theirs:
+        office.bench.seal("ada")
+        old = office.pseudonymiser._compute(office.bench.keyring.owner(TENANT, "ada"), "study-1")[1]
+        theirs.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+        made = office.pseudonym()  # with what is still in the cache, if it were let
+        assert made != old
+        assert office.reveal(approved(office, made)) == "ada"
+
+
+def approved(office: Office, pseudonym: str) -> str:
+    request_id = office.request(pseudonym)
+    office.approve(request_id)
+    return request_id
+
+
+@pytest.mark.parametrize("meanwhile", ["approved", "erased"])
+def test_an_approval_that_comes_too_late_says_so(
+    office: Office, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    request_id = office.request()
+    slow = FakeOfficer("carl", "second", office.anna.halves)
+    happened: list[str] = []
+
+    def decrypt(half: Half, *, context: bytes, ciphertext: str) -> bytes:
+        if not happened:
+            happened.append(meanwhile)
+            if meanwhile == "approved":
+                office.approve(request_id)
+            else:
+                office.bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+        return office.bert.decrypt(half, context=context, ciphertext=ciphertext)
+
+    monkeypatch.setattr(slow, "decrypt", decrypt)
+    with pytest.raises(ApprovalError, match="meanwhile"):
+        office.approve(request_id, slow)
+    assert office.bench.recorder.events[-1].succeeded is False
+
+
+def test_a_half_that_was_opened_and_not_used_does_not_stay(office: Office) -> None:
+    approved(office, office.pseudonym())
+    office.bench.clock.advance(REQUEST_LIFE_S)
+    office.request()
+    with office.bench.database.reading() as connection:
+        [left] = connection.exec_driver_sql(
+            "SELECT count(*) FROM reidentifications WHERE half_opened IS NOT NULL"
+        ).one()
+    assert left == 0
 
 
 # --- On record ------------------------------------------------------------------------------------
