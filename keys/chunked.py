@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hmac
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -49,15 +50,25 @@ class ChunkedWriter:
     """Seals a stream into a sink that the caller opens and closes. Holds at most two chunks.
 
     As a context manager it finishes only if the block ends well: what an exception leaves behind
-    has no last chunk and never opens.
+    has no last chunk and never opens. The same holds once a write failed, however it is caught.
+    `before_chunk` is called before each chunk and may refuse it. Not thread-safe.
     """
 
-    def __init__(self, sink: BinaryIO, *, key_id: str, salt: bytes, derived: bytes) -> None:
+    def __init__(
+        self,
+        sink: BinaryIO,
+        *,
+        key_id: str,
+        salt: bytes,
+        derived: bytes,
+        before_chunk: Callable[[], object],
+    ) -> None:
         self._sink = sink
+        self._before_chunk = before_chunk
         self._box = AESGCM(derived[: aead.KEY_BYTES])
         self._pending = bytearray()
-        self._index = 0
-        self._finished = False
+        self._indices = itertools.count()
+        self._state: Literal["open", "failed", "finished"] = "open"
         commitment = derived[aead.KEY_BYTES :]
         _write_all(sink, MAGIC + parse_base64url(key_id) + salt + commitment)
 
@@ -74,8 +85,12 @@ class ChunkedWriter:
             self.finish()
 
     def write(self, data: bytes) -> int:
-        """Take more content, in pieces of any size. Raises `ValueError` after `finish`."""
-        if self._finished:
+        """Take more content, in pieces of any size.
+
+        Raises `ValueError` after `finish` or a failed write.
+        """
+        self._refuse_failed()
+        if self._state == "finished":
             raise ValueError("expected writes before finish(), got one after; open a new writer")
         view = memoryview(data)
         for start in range(0, len(view), CHUNK_BYTES):
@@ -87,24 +102,42 @@ class ChunkedWriter:
         return len(view)
 
     def finish(self) -> None:
-        """Write the last chunk. What was written before cannot be opened without it."""
-        if not self._finished:
-            self._finished = True
+        """Write the last chunk. What was written before cannot be opened without it.
+
+        Raises `ValueError` after a failed write: part of the content is not there.
+        """
+        self._refuse_failed()
+        if self._state == "open":
             self._emit(bytes(self._pending), last=True)
             self._pending.clear()
+            self._state = "finished"
 
     def _emit(self, chunk: bytes, *, last: bool) -> None:
-        if self._index >= MAX_CHUNKS:
+        # Until it is written: a sink that failed may hold part of it.
+        self._state = "failed"
+        self._before_chunk()
+        # Taken once and never again, whatever fails or races: no nonce serves two chunks.
+        index = next(self._indices)
+        if index >= MAX_CHUNKS:
             raise InvalidContextError(
                 f"expected at most {MAX_CHUNKS * CHUNK_BYTES} bytes of content, got more; "
                 "store it in several parts"
             )
-        _write_all(self._sink, self._box.encrypt(_nonce(self._index, last=last), chunk, None))
-        self._index += 1
+        _write_all(self._sink, self._box.encrypt(_nonce(index, last=last), chunk, None))
+        self._state = "open"
+
+    def _refuse_failed(self) -> None:
+        if self._state == "failed":
+            raise ValueError(
+                "expected a writer whose writes succeeded, got one after a failed write; what it "
+                "left does not open: begin again with a new sink"
+            )
 
 
 class ChunkedReader:
     """Opens what `ChunkedWriter` sealed. The caller opens and closes the source. Not thread-safe.
+
+    `before_chunk` is called before each chunk is opened and may refuse it.
 
     Iterating yields chunks as they verify, from a source that need not be seekable; the end is
     reported only if the last chunk was there, so whoever acts on a part acts before the whole is
@@ -112,10 +145,18 @@ class ChunkedReader:
     returns anything.
     """
 
-    def __init__(self, source: BinaryIO, *, header: Header, derived: bytes) -> None:
+    def __init__(
+        self,
+        source: BinaryIO,
+        *,
+        header: Header,
+        derived: bytes,
+        before_chunk: Callable[[], object],
+    ) -> None:
         if not hmac.compare_digest(header.commitment, derived[aead.KEY_BYTES :]):
             raise aead.unseal_error()
         self._source = source
+        self._before_chunk = before_chunk
         self._box = AESGCM(derived[: aead.KEY_BYTES])
         self._length: int | None = None
         self._cached: tuple[int, bytes] | None = None
@@ -167,6 +208,7 @@ class ChunkedReader:
         return self._cached[1]
 
     def _open(self, index: int, sealed: bytes, *, last: bool) -> bytes:
+        self._before_chunk()
         # Too many chunks were never written by us; an empty one only as the whole of empty content.
         if index >= MAX_CHUNKS or (index > 0 and len(sealed) <= aead.TAG_BYTES):
             raise aead.unseal_error()

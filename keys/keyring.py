@@ -12,7 +12,7 @@ key table, so that the table is no list of patients.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import BinaryIO, NamedTuple
 
 from keys import aead
@@ -111,23 +111,31 @@ class Keyring:
     # --- Large content ----------------------------------------------------------------------------
 
     def seal_stream(self, context: FieldContext, sink: BinaryIO) -> ChunkedWriter:
-        """Return a writer that seals what it is given into `sink` (see `keys.chunked`)."""
+        """Return a writer that seals what it is given into `sink` (see `keys.chunked`).
+
+        Once the person is erased, writing raises `PersonErasedError`.
+        """
         subject = self._subject(context.tenant, context.person)
         place = subject.part + _place(context.service, context.field)
         salt = aead.new_salt()
         key, derived = self._derive_to_seal(subject.owner, aead.FILE_LABEL, salt, place)
-        return ChunkedWriter(sink, key_id=key.key_id, salt=salt, derived=derived)
+        alive = partial(self._store.by_id, key.key_id)
+        return ChunkedWriter(
+            sink, key_id=key.key_id, salt=salt, derived=derived, before_chunk=alive
+        )
 
     def open_stream(self, context: FieldContext, source: BinaryIO) -> ChunkedReader:
         """Return a reader of content that `seal_stream` sealed for the same context.
 
-        Raises like `unseal`; reading raises `UnsealError` at the first chunk that is not authentic.
+        Raises like `unseal`; reading raises `UnsealError` at the first chunk that is not authentic,
+        and `PersonErasedError` once the person is erased.
         """
         header = header_of(source)
         subject = self._subject(context.tenant, context.person)
         place = subject.part + _place(context.service, context.field)
         derived = self._derive_to_open(header.key_id, aead.FILE_LABEL, header.salt, place)
-        return ChunkedReader(source, header=header, derived=derived)
+        alive = partial(self._store.by_id, header.key_id)
+        return ChunkedReader(source, header=header, derived=derived, before_chunk=alive)
 
     # --- For the audit log (audit.ports.PersonSealer) ---------------------------------------------
 

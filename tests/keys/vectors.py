@@ -6,6 +6,8 @@ Origin: made by this code, once, and recomputed by hand from RFC 5869 and NIST S
 
 from __future__ import annotations
 
+from typing import Any
+
 HG1_VECTORS: tuple[dict[str, str], ...] = (
     {
         "name": "empty text, empty place",
@@ -49,5 +51,77 @@ HG1_VECTORS: tuple[dict[str, str], ...] = (
             "6b289a24eb9fffce2a9c4111c552df676c2c3ef69d18bfe8d025e199138cc470ae21983a70aff1ae"
             "c0559f4a"
         ),
+    },
+)
+
+#: Content is the bytes 0 to 250 over and over, `size_bytes` of them. `end` is the last 24 bytes.
+HGC1_VECTORS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "empty",
+        "key": "907abccf79ac8571aae60ef8a5ced094984326a951982a6140cdfc834d8535c1",
+        "key_id": "AbCdEfGhIj-_",
+        "salt": "bc530c46a2d469a990af332fa0fc755f",
+        "associated": (
+            "00000008636c696e69632d61000000037461670000000365687200000019446f63756d656e745265"
+            "666572656e63652e636f6e74656e740000000131"
+        ),
+        "size_bytes": 0,
+        "header": (
+            "6867633101b09d11f1a1223fbfbc530c46a2d469a990af332fa0fc755f45f62eb65d82dcb0c69520"
+            "7ab82e536fa9de8d492f90a38f2614c1ab72cf6cb9"
+        ),
+        "end": "2614c1ab72cf6cb94d166e816d072b056b7bd3dd1d91d20a",
+        "sha256": "a96059eeb54c102d12488d648a708a5fbdbfe9931a895bfe3fd8ecf9d0af23dd",
+    },
+    {
+        "name": "one short chunk",
+        "key": "d8717dc058939ee12a74d7b998caae571266908b8322c45ced97e47534cb73d4",
+        "key_id": "AbCdEfGhIj-_",
+        "salt": "9a2b1e55f23dbf2e8f2da5bef81f5853",
+        "associated": (
+            "00000008636c696e69632d61000000037461670000000365687200000019446f63756d656e745265"
+            "666572656e63652e636f6e74656e740000000131"
+        ),
+        "size_bytes": 10,
+        "header": (
+            "6867633101b09d11f1a1223fbf9a2b1e55f23dbf2e8f2da5bef81f58538c395be789ff258281002f"
+            "008df3a0810d02e514a11a77a21268454661e439f0"
+        ),
+        "end": "50144673aded9cf48b73d4f05aa777f418271a6f02cc17f5",
+        "sha256": "7d71b59302d3b00a3a7dc605bd4b4d3051cae91430f56ad9c486500221e5e49c",
+    },
+    {
+        "name": "one full chunk",
+        "key": "acbd39794227948c1f566fed2739c7f546be109a14f31b2036733ff33a88f277",
+        "key_id": "AbCdEfGhIj-_",
+        "salt": "3019ff1f83e59c1d42df4a378f9b032f",
+        "associated": (
+            "00000008636c696e69632d61000000037461670000000365687200000019446f63756d656e745265"
+            "666572656e63652e636f6e74656e740000000131"
+        ),
+        "size_bytes": 65536,
+        "header": (
+            "6867633101b09d11f1a1223fbf3019ff1f83e59c1d42df4a378f9b032f3f1995d2729c1aa1f3cc07"
+            "45075f57508c0ca6720fb659dfdacb04c92079dd0b"
+        ),
+        "end": "7a8ac0ff626c45a2bbd34b4d4056321966a70c7fe57f9554",
+        "sha256": "0d8da7d0adfce3ced69cdc0501e36926bec494285c7f9e8166893f9eac495fb8",
+    },
+    {
+        "name": "two chunks and a byte",
+        "key": "70d0a1247b7e2081e83cebb5639cf274049ceaa00a8de153c60cd341df74c977",
+        "key_id": "AbCdEfGhIj-_",
+        "salt": "91cd97ea3076caa9b3d3e7ba40a20461",
+        "associated": (
+            "00000008636c696e69632d61000000037461670000000365687200000019446f63756d656e745265"
+            "666572656e63652e636f6e74656e740000000131"
+        ),
+        "size_bytes": 131073,
+        "header": (
+            "6867633101b09d11f1a1223fbf91cd97ea3076caa9b3d3e7ba40a204618599254ab63276e50f9c89"
+            "bb0ac96ce7361a00049104e8266221c1e5e3df9f89"
+        ),
+        "end": "580c05616dbe857c30f3480fc51de94fa5678cf3a600032b",
+        "sha256": "54c7fea5548e8f90901c176de8abc7c0abddb89d3453b2e7db9802f6bdb85c29",
     },
 )
