@@ -108,6 +108,11 @@ def _lay_environment_on_top(raw: dict[str, Any], environ: Mapping[str, str]) -> 
         table = raw
         for name in names[:-1]:
             table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigurationError(
+                    f"The environment variable {variable} sets a key of “{name}”, which the file "
+                    "gives a value instead of a section. Correct the file and start again."
+                )
         table[names[-1]] = environ[variable]
 
 

@@ -105,6 +105,13 @@ def test_a_user_without_a_name_can_run_commands(monkeypatch: pytest.MonkeyPatch)
     assert wiring.current_user({}) == "operator/uid-4242424"
 
 
+def test_a_value_in_place_of_a_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "havengate.toml").write_text("keys = 3\n", encoding="utf-8")
+    variable = "HAVENGATE_KEYS__VAULT__ADDRESS"
+    code, _, err = run(tmp_path, "keys", "status", env={variable: "https://vault"})
+    assert (code, variable in err) == (2, True)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
