@@ -75,6 +75,11 @@ class KeyStore:
         )
         self._sweeper.start()
 
+    @property
+    def refresh_s(self) -> float:
+        """Within how many seconds this process notices what others do."""
+        return self._settings.refresh_s
+
     # --- Keys -------------------------------------------------------------------------------------
 
     def by_id(self, key_id: str) -> DataKey:
@@ -137,8 +142,11 @@ class KeyStore:
         self._cache.forget_sealing(key)
 
     def make_version(self, owner: KeyOwner, version: int) -> None:
-        """Make that version of the owner's key, unless another process just did."""
-        self._make([(owner, version)])
+        """Make that version of the owner's key, unless another process just did.
+
+        Every process knows of it within `refresh_s`.
+        """
+        self._make([(owner, version)], announced=True)
 
     # --- Emptying ---------------------------------------------------------------------------------
 
@@ -233,11 +241,11 @@ class KeyStore:
             self._make(wanted)
         raise _restless("new keys")
 
-    def _make(self, wanted: Sequence[tuple[KeyOwner, int]]) -> None:
+    def _make(self, wanted: Sequence[tuple[KeyOwner, int]], *, announced: bool = False) -> None:
         for _ in range(ATTEMPTS):
             rows = self._wrap_new(wanted)
             try:
-                stored = self.table.insert(rows)
+                stored = self.table.insert(rows, announced=announced)
             except EpochGoneError:
                 # A rotation and a trim overtook us between wrapping and storing.
                 continue

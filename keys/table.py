@@ -118,9 +118,10 @@ class KeyTable:
 
     # --- Writing keys ----------------------------------------------------------------------------
 
-    def insert(self, rows: Sequence[KeyRow]) -> list[str]:
+    def insert(self, rows: Sequence[KeyRow], *, announced: bool = False) -> list[str]:
         """Add keys and return the ids of those stored. A version that exists already stays.
 
+        `announced` has every process look at its keys anew: what it knows of an owner has changed.
         Raises `EpochGoneError` if a row was wrapped by an epoch behind the fence of a trim.
         """
         dialect = sqlite if self._database.is_sqlite else postgresql
@@ -136,6 +137,8 @@ class KeyTable:
                     "them again"
                 )
             connection.execute(statement, [_values(row) for row in rows])
+            if announced:
+                bump_generation(connection)
             stored = data_keys.c.key_id.in_([row.key_id for row in rows])
             return list(connection.execute(select(data_keys.c.key_id).where(stored)).scalars())
 

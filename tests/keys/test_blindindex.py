@@ -119,6 +119,77 @@ def test_another_process_writes_with_the_new_version_within_the_agreed_time(
         assert write(theirs, b"v").startswith("hgi1.2.")
 
 
+def test_whatever_a_process_writes_during_a_rotation_every_other_finds(tmp_path: Path) -> None:
+    """Also those that have not heard of the new version, and one that has just started."""
+    path, server, clock = tmp_path / "keys.sqlite3", FakeKeyServer(), FakeClock()
+    written: set[str] = set()
+    with (
+        workbench(path, server=server, clock=clock) as ours,
+        workbench(path, server=server, clock=clock) as theirs,
+    ):
+
+        def look(benches: list[Workbench]) -> None:
+            written.update(write(bench, b"v") for bench in benches)
+            for bench in benches:
+                assert written <= set(search(bench, b"v"))
+
+        def watch(seconds: float) -> None:
+            for _ in range(8):
+                with workbench(path, server=server, clock=clock) as new:
+                    look([ours, theirs, new])
+                clock.advance(seconds / 8)
+
+        look([ours, theirs])
+        ours.index._sleep = watch
+        assert ours.index.rotate(tenant=TENANT, actor="operator") == 2
+        assert {write(bench, b"v")[:7] for bench in (ours, theirs)} == {"hgi1.2."}
+        assert {token[:7] for token in written} == {"hgi1.1.", "hgi1.2."}
+        clock.advance(30 * DAY_S - 1)  # the whole window, from when the rotation was done
+        look([ours, theirs])
+
+
+def test_an_interrupted_rotation_misses_nothing_and_is_finished_by_the_next(
+    bench: Workbench,
+) -> None:
+    old = write(bench, b"v")
+
+    def interrupt(_seconds: float) -> None:
+        raise InterruptedError
+
+    go_on, bench.index._sleep = bench.index._sleep, interrupt
+    with pytest.raises(InterruptedError):
+        bench.index.rotate(tenant=TENANT, actor="operator")
+    bench.index._sleep = go_on
+    bench.clock.advance(60 * DAY_S)
+    assert write(bench, b"v") == old
+    assert old in search(bench, b"v")
+    assert bench.index.rotate(tenant=TENANT, actor="operator") == 2
+    assert search(bench, b"v") == [write(bench, b"v"), old]
+
+
+def test_a_warm_search_reads_no_database(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = search(bench, b"v")
+
+    def read() -> None:
+        raise AssertionError("the table was read")
+
+    monkeypatch.setattr(bench.database, "reading", read)
+    assert search(bench, b"v") == expected
+    assert [write(bench, b"v")] == expected
+
+
+def test_a_version_destroyed_by_another_process_is_passed_over(bench: Workbench) -> None:
+    write(bench, b"v")
+    bench.index.rotate(tenant=TENANT, actor="operator")
+    search(bench, b"v")
+    known = dict(bench.index._known)
+    [first, _] = known[TENANT]
+    bench.table.destroy([first.key_id], now=bench.clock())
+    bench.store.empty()
+    bench.index._known = known  # read just before
+    assert search(bench, b"v") == [write(bench, b"v")]
+
+
 def test_a_rotation_is_recorded_first_or_does_not_happen(bench: Workbench) -> None:
     write(bench, b"value")
     bench.recorder.fail_at = 0

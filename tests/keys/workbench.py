@@ -97,7 +97,9 @@ def workbench(
             keyring=keyring,
             epochs=epochs,
             eraser=Eraser(keyring, database=database, epochs=epochs, recorder=recorder),
-            index=BlindIndex(store, settings=IndexSettings(), recorder=recorder),
+            index=BlindIndex(
+                store, settings=IndexSettings(), recorder=recorder, sleep=clock.advance
+            ),
         )
     finally:
         store.close()
