@@ -19,9 +19,8 @@ import msgspec
 from audit.checkpoint import Checkpoint
 from audit.errors import LogTamperedError, VerificationError
 from audit.files import read_bounded
-from audit.hold import LOCK
 from audit.integrate import STATE, State, first_difference, read_state
-from audit.journal import JOURNAL, Segment, list_segments, read_journal
+from audit.journal import JOURNAL, LOCK, Segment, list_segments, read_journal
 from audit.merkle import HASH_BYTES
 from audit.pairing import Pairing, decode_head
 from audit.tiles import (

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from audit.errors import LogLockedError, LogTamperedError, LogUnavailableError
 from audit.files import FILE_MODE, make_directory, write_all
+from audit.journal import LOCK
 from audit.recovery import HALTED
-
-LOCK = "lock"
 
 
 def take_lock(directory: Path) -> int:

@@ -87,12 +87,20 @@ def read_state(directory: Path) -> State | None:
 
 
 def write_state(directory: Path, state: State) -> None:
-    """Replace the state, durably."""
+    """Replace the state, durably. Raises `LogFullError` with the old one in place, or `OSError`."""
     file = _StateFile(
         origin=state.origin, size=state.size, root=encode_base64(state.root), swept=state.swept
     )
     body = msgspec.json.encode(file)
-    replace_file_durably(directory / STATE, body + b"\n" + _checksum(body))
+    try:
+        replace_file_durably(directory / STATE, body + b"\n" + _checksum(body))
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise LogFullError(
+                f"No room for {directory / STATE}: entries stay in the journal until then. "
+                "Free some space."
+            ) from error
+        raise
 
 
 def _checksum(body: bytes) -> bytes:
@@ -207,8 +215,9 @@ class Integrator:
                     if level == 0:
                         self._remove_partials(bundle_path(index))
                 level += 1
-            self._state = replace(self._state, swept=published)
-            write_state(self._directory, self._state)
+            state = replace(self._state, swept=published)
+            write_state(self._directory, state)
+            self._state = state
 
     def close(self) -> None:
         """Close what is open."""
@@ -226,8 +235,9 @@ class Integrator:
         size, root = self._full
         if size > self._state.size:
             self._sync()
-            self._state = replace(self._state, size=size, root=root)
-            write_state(self._directory, self._state)
+            state = replace(self._state, size=size, root=root)
+            write_state(self._directory, state)
+            self._state = state
             remove_segments(self._directory, before=min(size, synced.size - KEY_WINDOW))
 
     def _take(self, leaves: Sequence[bytes], synced: Synced) -> None:

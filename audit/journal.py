@@ -36,6 +36,8 @@ from audit.files import (
 )
 
 JOURNAL = "journal"
+#: Locked by the one writer.
+LOCK = "lock"
 KEY_BYTES = 16
 #: A new segment is begun once one is larger than this.
 SEGMENT_BYTES = 8 * 2**20
@@ -225,7 +227,9 @@ class JournalWriter:
     After any error but `LogFullError` the caller must halt: what is on disk is not known any more.
     """
 
-    def __init__(self, directory: Path, *, origin: str, segment_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, *, origin: str, segment_bytes: int, lock_descriptor: int
+    ) -> None:
         self._directory = directory
         self._journal = directory / JOURNAL
         self._origin = origin
@@ -238,7 +242,12 @@ class JournalWriter:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: Stays with the directory wherever it is moved.
         self.directory_descriptor = os.open(directory, flags)
-        self._places = tuple((path, _identity(path.stat())) for path in (directory, self._journal))
+        # The lock too: who replaces it can open the log a second time.
+        self._places = (
+            (directory, _identity(directory.stat())),
+            (self._journal, _identity(self._journal.stat())),
+            (directory / LOCK, _identity(os.fstat(lock_descriptor))),
+        )
 
     @property
     def end_bytes(self) -> int:
@@ -298,7 +307,7 @@ class JournalWriter:
         self.check_place()
 
     def check_place(self) -> None:
-        """See that segment and directories are what they were. Raises `LogTamperedError`."""
+        """See that segment, directories and lock are what they were. Raises `LogTamperedError`."""
         held = os.fstat(self._descriptor)
         if held.st_size != self._end:
             raise LogTamperedError(

@@ -98,7 +98,12 @@ class LogWriter:
         )
         # Used by the writing thread only.
         self._keys = recovered.keys
-        self._journal = JournalWriter(directory, origin=origin, segment_bytes=SEGMENT_BYTES)
+        self._journal = JournalWriter(
+            directory,
+            origin=origin,
+            segment_bytes=SEGMENT_BYTES,
+            lock_descriptor=lock_descriptor,
+        )
         self._journal.open_segment(recovered.segment_first, recovered.end_bytes)
         self.integrator = Integrator(
             directory,

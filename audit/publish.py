@@ -130,8 +130,8 @@ class Publisher:
         size, self._cut = self._cut.size, None
         self._write(signed)
         self._published_at_s = self._clock()
-        self._writer.integrator.sweep(size)
         self._missing = list(self._witnesses)
+        self._writer.integrator.sweep(size)
 
     def status(self) -> PublishStatus:
         """How it is going."""

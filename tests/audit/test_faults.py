@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from audit import files
 from audit.errors import LogFullError, LogTamperedError, LogUnavailableError
 from audit.journal import (
     encode_frame,
@@ -300,3 +301,50 @@ def test_a_full_disk_survives_a_crash(small_disk: Path) -> None:
     with LogWriter.open(small_disk.parent / "copy", origin=ORIGIN) as writer:
         assert writer.size == size
         assert writer.append(entry(1)).index == size
+
+
+def no_room_for(name: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let every file called `name` find the disk full for as long as the list holds True."""
+    full = [True]
+    replace_file = files.replace_file
+
+    def replace(path: Path, data: bytes) -> None:
+        if path.name == name and full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(path, data)
+
+    monkeypatch.setattr(files, "replace_file", replace)
+    return full
+
+
+@pytest.mark.parametrize("number", [10, 300])
+def test_no_room_for_the_state_does_not_halt_the_writer(
+    log: Log, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = log.open()
+    with Publisher(writer, log.signer) as publisher:
+        writer.append(entry(0))
+        full = no_room_for("state", monkeypatch)
+        for more in range(1, number):
+            writer.append(entry(more))
+        with pytest.raises(LogFullError):
+            publisher.publish()
+        assert writer.status().failure is None
+        writer.append(entry(number))
+        full[0] = False
+        publisher.publish()
+        assert writer.integrate() is None
+    log.close()
+    verify_log(log.directory, log.keys)
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
+def test_a_writer_whose_lock_was_taken_away_acknowledges_nothing(log: Log, replaced: bool) -> None:
+    """Otherwise a second writer could open the log beside it, and both give the same index."""
+    writer = log.open()
+    writer.append(entry(0))
+    (log.directory / "lock").unlink()
+    if replaced:
+        (log.directory / "lock").touch()
+    with pytest.raises(LogTamperedError, match="lock"):
+        writer.append(entry(1))
