@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
@@ -150,6 +151,65 @@ def test_gcm_agrees_with_wycheproof() -> None:
                 assert box.encrypt(nonce, plain, aad) == sealed + tag
                 assert box.decrypt(nonce, sealed + tag, aad) == plain
     assert tried > 60
+
+
+def _vector_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Yield `name = value` of a file of `cryptography_vectors`; a lone FAIL comes as such."""
+    for line in files("cryptography_vectors").joinpath(path).read_text().splitlines():
+        name, _, value = line.strip("[]").partition("=")
+        if line and not line.startswith("#"):
+            yield name.strip(), value.strip()
+
+
+def test_expand_gives_the_first_block_of_rfc_5869() -> None:
+    """Origin: RFC 5869 appendix A. It has no case of SHA-512; the construction is the same."""
+    tried, case = 0, dict[str, str]()
+    for key, value in _vector_lines("KDF/rfc-5869-HKDF-SHA256.txt"):
+        case[key] = value
+        if key == "OKM":
+            pseudorandom, info, okm = (bytes.fromhex(case[k]) for k in ("PRK", "info", "OKM"))
+            first = aead.expand(HMAC(pseudorandom, SHA256()), info)
+            assert first == okm[:32]
+            tried += 1
+    assert tried >= 3
+
+
+def test_the_keyed_hash_agrees_with_rfc_4231() -> None:
+    """Origin: RFC 4231, HMAC-SHA-512, the hash under every derivation."""
+    tried, case = 0, dict[str, str]()
+    for name, value in _vector_lines("HMAC/rfc-4231-sha512.txt"):
+        case[name] = value
+        if name == "MD":
+            code = HMAC(bytes.fromhex(case["Key"]), SHA512())
+            code.update(bytes.fromhex(case["Msg"]))
+            assert code.finalize().hex() == value
+            tried += 1
+    assert tried >= 5
+
+
+@pytest.mark.parametrize("name", ["gcmEncryptExtIV256", "gcmDecrypt256"])
+def test_gcm_agrees_with_nist(name: str) -> None:
+    """Origin: NIST CAVP, GCM with 256-bit keys; the cases of our sizes of nonce and tag."""
+    opened, refused, case = 0, 0, dict[str, str]()
+    for key, value in [*_vector_lines(f"ciphers/AES/GCM/{name}.rsp"), ("Count", "end")]:
+        begins = key in {"Count", "Keylen"}
+        if begins and "Tag" in case and (case["IVlen"], case["Taglen"]) == ("96", "128"):
+            box, nonce = AESGCM(bytes.fromhex(case["Key"])), bytes.fromhex(case["IV"])
+            sealed, added = bytes.fromhex(case["CT"] + case["Tag"]), bytes.fromhex(case["AAD"])
+            if "FAIL" in case:
+                with pytest.raises(InvalidTag):
+                    box.decrypt(nonce, sealed, added)
+                refused += 1
+            else:
+                plain = bytes.fromhex(case["PT"])
+                assert box.decrypt(nonce, sealed, added) == plain
+                assert box.encrypt(nonce, plain, added) == sealed
+                opened += 1
+        if begins:
+            case = {k: v for k, v in case.items() if k.endswith("len")}
+        case[key] = value
+    assert opened > 100
+    assert refused > 100 or name == "gcmEncryptExtIV256"
 
 
 @pytest.mark.parametrize("vector", HG1_VECTORS, ids=lambda vector: str(vector["name"]))
