@@ -74,6 +74,7 @@ def build() -> typer.Typer:
         keys_cli.build(
             keys_cli.KeysCommands(
                 open_program=_open_keys,
+                open_to_look=_open_to_look,
                 set_up=_set_up_server,
                 pseudonyms=PseudonymCommands(
                     make_officer=_make_officer, open_pseudonyms=_open_pseudonyms
@@ -121,6 +122,12 @@ def _open_keys() -> AbstractContextManager[keys_cli.KeysProgram]:
     from havengate import wiring
 
     return wiring.open_keys_program(_settings(), os.environ)
+
+
+def _open_to_look() -> AbstractContextManager[keys_cli.KeysProgram]:
+    from havengate import wiring
+
+    return wiring.open_to_look(_settings(), os.environ)
 
 
 def _set_up_server(token: str, credentials: Path) -> BootstrapReport:

@@ -42,7 +42,7 @@ from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError, KeysError
 from keys.keyring import Keyring
 from keys.layout import AUDIT_SIGNING_KEY
-from keys.ports import KeyEvent
+from keys.ports import KeyEvent, KeyEventRecorder
 from keys.pseudonyms import Half, Pseudonymiser
 from keys.reidentification import VaultHalves, VaultOfficer
 from keys.server import KeyServer, open_server, open_vault, with_environment
@@ -197,14 +197,7 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
         key_events = KeyEventLog(
             log.appender, sealer=keys.keyring, clock=time.time, tenant=settings.tenant
         )
-        store = keys.keyring.store
-        keeper = EpochKeeper(
-            store,
-            operator=TransitKeyWrapper(operator),
-            settings=settings.keys.epochs,
-            recorder=key_events,
-        )
-        blind_index = BlindIndex(store, settings=settings.keys.index, recorder=key_events)
+        commands = _keys_program(settings, environ, keys, operator, key_events)
         yield Program(
             keys=keys,
             log=log,
@@ -212,21 +205,52 @@ def open_program(settings: Configuration, environ: Mapping[str, str]) -> Iterato
             recorder=Recorder(
                 log.appender, sealer=keys.keyring, clock=time.time, ids=new_request_id
             ),
-            blind_index=blind_index,
-            commands=KeysProgram(
-                tenant=settings.tenant,
-                actor=current_user(environ),
-                server=keys.client,
-                keeper=keeper,
-                eraser=Eraser(
-                    keys.keyring, database=keys.database, epochs=keeper, recorder=key_events
-                ),
-                index=blind_index,
-                verify_server=lambda: _verify_server(keys),
-                erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
-            ),
+            blind_index=commands.index,
+            commands=commands,
             read_verifier_keys=lambda: log_verifier_keys(settings.audit, signer),
         )
+
+
+@contextmanager
+def open_to_look(settings: Configuration, environ: Mapping[str, str]) -> Iterator[KeysProgram]:
+    """Open what `havengate keys` looks at, without the log: nothing can be changed through it."""
+    with ExitStack() as stack:
+        keys = stack.enter_context(open_keys(settings, environ))
+        operator = stack.enter_context(keys.server.client("operator"))
+        yield _keys_program(settings, environ, keys, operator, _NothingRecorded())
+
+
+class _NothingRecorded:
+    """Stands where the log would: what is not recorded must not be done."""
+
+    def record(self, event: KeyEvent) -> int:
+        raise LogUnavailableError(f"The log is not open, so {event.action} must not happen.")
+
+
+def _keys_program(
+    settings: Configuration,
+    environ: Mapping[str, str],
+    keys: OpenKeys,
+    operator: VaultClient,
+    recorder: KeyEventRecorder,
+) -> KeysProgram:
+    store = keys.keyring.store
+    keeper = EpochKeeper(
+        store,
+        operator=TransitKeyWrapper(operator),
+        settings=settings.keys.epochs,
+        recorder=recorder,
+    )
+    return KeysProgram(
+        tenant=settings.tenant,
+        actor=current_user(environ),
+        server=keys.client,
+        keeper=keeper,
+        eraser=Eraser(keys.keyring, database=keys.database, epochs=keeper, recorder=recorder),
+        index=BlindIndex(store, settings=settings.keys.index, recorder=recorder),
+        verify_server=lambda: _verify_server(keys),
+        erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
+    )
 
 
 def _verify_server(keys: OpenKeys) -> None:
@@ -236,6 +260,9 @@ def _verify_server(keys: OpenKeys) -> None:
 
 def erased_keys(directory: Path) -> Iterator[str]:
     """Give the ids of keys that erasures destroyed, from the log itself: the index may be old."""
+    if not directory.exists():
+        # Nothing was ever recorded, so nothing was erased.
+        return
     log = LogReader(directory)
     for _, raw in log.read(first_kept(directory)):
         if _ERASURE in raw:

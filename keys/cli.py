@@ -61,11 +61,13 @@ class KeysProgram:
 class KeysCommands:
     """How the commands get what they work with.
 
-    `open_program` opens everything, the log included. `set_up` prepares the configured server with
+    `open_program` opens everything, the log included; through `open_to_look` nothing can be
+    changed, and the log is not needed. `set_up` prepares the configured server with
     an administrator's token and leaves the roles' credentials in a directory.
     """
 
     open_program: Callable[[], AbstractContextManager[KeysProgram]]
+    open_to_look: Callable[[], AbstractContextManager[KeysProgram]]
     set_up: Callable[[str, Path], BootstrapReport]
     pseudonyms: PseudonymCommands
 
@@ -89,7 +91,7 @@ def _add_status(app: typer.Typer, commands: KeysCommands) -> None:
     @app.command()
     def status(*, as_json: JSONOption = False) -> None:
         """Show the key server, epochs, how many keys there are, and what is due."""
-        with commands.open_program() as program:
+        with commands.open_to_look() as program:
             health = program.server.health()
             server = {
                 "address": program.server.address,
@@ -237,7 +239,7 @@ def _add_check(app: typer.Typer, commands: KeysCommands) -> None:
     @app.command()
     def check(*, as_json: JSONOption = False) -> None:
         """Open every key once; look for what is overdue or wrong. Exits with 1 if anything is."""
-        with commands.open_program() as program, _progress("checked") as told:
+        with commands.open_to_look() as program, _progress("checked") as told:
             report = program.keeper.check(progress=told)
             server_problem = _problem_of(program.verify_server)
             revived = program.eraser.revived(program.erased_in_log())

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from audit.errors import LogUnavailableError
+from audit.log import LogWriter
 from audit.reader import LogReader
 from audit.verify import verify_log
 from havengate import wiring
@@ -21,6 +23,7 @@ from tests.havengate.command import run, run_json
 from tests.openbao import RunningServer
 
 TENANT = "clinic"
+ORIGIN = "havengate.internal/log/1"
 PERSON = "Patient/erased-by-command"
 
 
@@ -152,6 +155,22 @@ def test_rotation_and_trim_keep_every_record_readable(home: Path) -> None:
     assert run_json(home, "keys", "check")["sound"]
     with wiring.open_program(settings_of(home), {}) as program:
         assert program.keys.keyring.unseal(context(), text) == b"a note"
+
+
+def test_looking_needs_no_log_and_can_change_nothing(home: Path) -> None:
+    text = seal_something(home)
+    with LogWriter.open(Path(settings_of(home).audit.directory), origin=ORIGIN):
+        # Another process holds the log and does not listen: nothing can be recorded.
+        assert run_json(home, "keys", "status")["keys"]["person"] == 1
+        assert run_json(home, "keys", "check")["sound"]
+        assert run(home, "keys", "rotate")[0] == 3
+    with wiring.open_to_look(settings_of(home), {}) as looking:
+        with pytest.raises(LogUnavailableError):
+            looking.keeper.rotate(actor="operator")
+        with pytest.raises(LogUnavailableError):
+            looking.eraser.erase(tenant=TENANT, person=PERSON, actor="operator")
+    with wiring.open_keys(settings_of(home), {}) as keys:
+        assert keys.keyring.unseal(context(), text) == b"a note"
 
 
 def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(home: Path) -> None:
