@@ -24,13 +24,17 @@ from policies.errors import BundleError, PolicyConfigurationError
 from policies.model import LABELS, REMEDIES, ROLES, RemedyKind
 from policies.obligations import ExcludeFromCounts, Obligation, parse_obligations
 from policies.scope import Reads, Scope, attributes_read, parse_scope
-from policies.source import Statement, statements
+from policies.source import Statement, nesting, statements
 
 BUILT_IN: Final = Path(__file__).with_name("packs")
 SCHEMA_FILE: Final = BUILT_IN / "schema.cedarschema"
 #: Bounds of a bundle: a decision is linear in the rules, and their text is parsed at once.
 MAX_RULES: Final = 2_000
 MAX_FILE_BYTES: Final = 1_000_000
+# Cedar's parser descends into what is nested and ends the process when its stack is used up.
+MAX_STATEMENT: Final = 16_384
+MAX_BRACKETS: Final = 16
+MAX_DEPTH: Final = 100
 
 _ANNOTATIONS: Final = frozenset({"id", "title", "cites", "reason", "remedy", "grants", "note"})
 # The form that an audit entry accepts as a rule id.
@@ -43,6 +47,8 @@ class Rule:
 
     `grants` is false for a permit that only adds obligations to what other rules allow. `reads` are
     the context attributes that its conditions look at; `None` means that it may look at all.
+    `telling`: a forbid that looks at labels, confidentiality or consent; to hear that it denied
+    says something about what is in the record.
     """
 
     id: str
@@ -58,6 +64,7 @@ class Rule:
     policy: Mapping[str, Any] = field(repr=False)
     scope: Scope = field(repr=False)
     reads: Reads | None = field(repr=False)
+    telling: bool = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +172,31 @@ def _rule(statement: Statement, where: str, schema: cedarpy.Schema, roles: froze
         policy=policy,
         scope=parse_scope(policy),
         reads=attributes_read(policy),
+        telling=policy["effect"] == "forbid" and _looks_inside(policy),
     )
 
 
+def _looks_inside(policy: Mapping[str, Any]) -> bool:
+    """Whether anything in a policy depends on what is in the record or was consented to."""
+    stack: list[object] = [policy]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if node.get("type") in {"Label", "Confidentiality"} or node.get("attr") == "consent":
+                return True
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return False
+
+
 def _parse(statement: Statement, where: str) -> dict[str, Any]:
+    if len(statement.text) > MAX_STATEMENT or nesting(statement.text) > MAX_BRACKETS:
+        raise BundleError(
+            where,
+            f"expected at most {MAX_STATEMENT} characters and {MAX_BRACKETS} brackets in each "
+            "other; cut the rule in two.",
+        )
     try:
         parsed = json.loads(cedarpy.policies_to_json_str(statement.text))
     except (ValueError, RecursionError) as error:
@@ -176,7 +204,21 @@ def _parse(statement: Statement, where: str) -> dict[str, Any]:
     policies = list(parsed["staticPolicies"].values())
     if len(policies) != 1 or parsed["templates"]:
         raise BundleError(where, "expected one policy without slots (?principal, ?resource).")
+    if _depth(policies[0]) > MAX_DEPTH:
+        raise BundleError(where, "its condition is nested too deep or too long; cut it in two.")
     return cast("dict[str, Any]", policies[0])
+
+
+def _depth(policy: object) -> int:
+    deepest = 0
+    stack = [(policy, 1)]
+    while stack:
+        node, depth = stack.pop()
+        deepest = max(deepest, depth)
+        children = node.values() if isinstance(node, dict) else node
+        if isinstance(node, dict | list):
+            stack += [(child, depth + 1) for child in children]
+    return deepest
 
 
 def _check_annotations(texts: Mapping[str, str], effect: str, where: str) -> None:

@@ -21,7 +21,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import cedarpy
@@ -87,6 +87,7 @@ class _Prepared:
     """
 
     part: _Part
+    mask: int
     entities: Any
     request: Mapping[str, object]
     verdicts: OrderedDict[bytes, _Verdict]
@@ -118,6 +119,7 @@ class Engine:
         self._keep_answers = keep_answers and not whole
         self._rules = bundle.rules
         self._everything = (1 << len(bundle.rules)) - 1
+        self._telling = sum(1 << place for place, one in enumerate(bundle.rules) if one.telling)
         self._masks: dict[tuple[str, object], int] = {}
         self._parts: OrderedDict[int, _Part] = OrderedDict()
         self._prepared: OrderedDict[facts.EntityKey, _Prepared] = OrderedDict()
@@ -125,14 +127,17 @@ class Engine:
         self._part(self._everything)
 
     def decide(self, request: Request, *, enforceable: Collection[type] = ALL) -> Decision:
-        """Answer one request. Never raises an `Exception`: what goes wrong is a denial.
+        """Answer one request. Raises only to end the process: what goes wrong is a denial.
 
         `enforceable`: the kinds of obligations that the caller can carry out.
         """
         started = self._clock()
         try:
             decision = self._decide(request, enforceable)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the answer is no
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        # A panic of the rules engine is no `Exception`.
+        except BaseException as error:  # noqa: BLE001 - whatever went wrong, the answer is no
             return _failed(f"policies.{type(error).__name__}", "The rules could not be evaluated.")
         if self._clock() - started > self._deadline_s:
             return _failed("policies.late", "The rules took too long.")
@@ -142,6 +147,9 @@ class Engine:
         too_large = facts.oversized(request)
         if too_large is not None:
             return _failed("policies.oversized", f"In this request {too_large} is too large.")
+        unknown = facts.unknown_word(request)
+        if unknown is not None:
+            return _failed("policies.unknown_word", f"This request has {unknown} nobody knows.")
         verdict = self._ask(request)
         decision = verdict.decision
         if isinstance(decision, Denied):
@@ -179,17 +187,30 @@ class Engine:
         return _encode(read)
 
     def _evaluated(self, prepared: _Prepared, context: bytes) -> _Verdict:
+        verdict, rules = self._answered(prepared, prepared.part, context)
+        if not isinstance(verdict.decision, Denied) or not any(rule.telling for rule in rules):
+            return verdict
+        # Who would be denied the record if nothing special were in it hears that answer, and learns
+        # nothing of what is in it.
+        plain = self._part(prepared.mask & ~self._telling)
+        told, _ = self._answered(prepared, plain, context)
+        if not isinstance(told.decision, Denied) or told.decision.failure:
+            return verdict
+        return _Verdict(decision=replace(told.decision, rules=verdict.decision.rules))
+
+    def _answered(
+        self, prepared: _Prepared, part: _Part, context: bytes
+    ) -> tuple[_Verdict, list[Rule]]:
         asked = dict(prepared.request)
         if context != _NO_CONTEXT:
             asked["context"] = context.decode()
-        texts = _evaluate([asked], prepared.part.policies, prepared.entities, None, False)
+        texts = _evaluate([asked], part.policies, prepared.entities, None, False)
         answer = _decode(texts[0])
         if answer.diagnostics.errors:
-            return _Verdict(
-                decision=_failed("policies.evaluation_failed", "A rule could not be evaluated.")
-            )
+            failed = _failed("policies.evaluation_failed", "A rule could not be evaluated.")
+            return _Verdict(decision=failed), []
         rules = [self._rules[int(place)] for place in answer.diagnostics.reason]
-        return _allowed(rules) if answer.decision == "Allow" else _denied(rules)
+        return (_allowed(rules) if answer.decision == "Allow" else _denied(rules)), rules
 
     def _prepare(self, request: Request) -> _Prepared:
         principal, resource = facts.principal_uid(request), facts.resource_uid(request)
@@ -197,6 +218,7 @@ class Engine:
         mask = self._everything if self._whole else self._applicable(request, entities)
         return _Prepared(
             part=self._part(mask),
+            mask=mask,
             entities=_entities(_encode(entities).decode()),
             request={
                 "principal": {"type": principal[0], "id": principal[1]},

@@ -12,7 +12,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from policies.model import CONFIDENTIALITY, LABELS, Principal, Request, Resource
+from policies.model import (
+    ACTIONS,
+    CONFIDENTIALITY,
+    LABELS,
+    PURPOSES,
+    SECOND_FACTORS,
+    SERVICE_KINDS,
+    Principal,
+    Request,
+    Resource,
+)
 from policies.scopes import scopes_cover
 
 MAX_TEXT: Final = 512
@@ -52,6 +62,20 @@ def oversized(request: Request) -> str | None:
     return None
 
 
+def unknown_word(request: Request) -> str | None:
+    """Name the first word that is in no vocabulary, or nothing: no rule could speak of it."""
+    resource = request.resource
+    if request.action not in ACTIONS or request.context.purpose not in PURPOSES:
+        return "an action or purpose"
+    if resource.kind not in SERVICE_KINDS or resource.confidentiality not in _LEVELS:
+        return "a kind of service or level of confidentiality"
+    if not resource.labels <= _KNOWN_LABELS:
+        return "a sensitivity label"
+    if request.principal.assurance.second_factor not in SECOND_FACTORS:
+        return "a second factor"
+    return None
+
+
 def principal_uid(request: Request) -> tuple[str, str]:
     """Type and id of the principal's entity."""
     return _PRINCIPAL_TYPES[request.principal.kind], request.principal.id
@@ -74,7 +98,7 @@ def resource_parents(resource: Resource) -> list[tuple[str, str]]:
         ("ServiceKind", resource.kind),
         ("ResourceType", resource.type),
         *(("Confidentiality", level) for level in levels),
-        *(("Label", label) for label in sorted(resource.labels & _KNOWN_LABELS)),
+        *(("Label", label) for label in sorted(resource.labels)),
     ]
 
 

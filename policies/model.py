@@ -36,6 +36,7 @@ SecondFactor = Literal["none", "totp", "webauthn", "certificate"]
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 SERVICE_KINDS: Final[tuple[ServiceKind, ...]] = get_args(ServiceKind)
+SECOND_FACTORS: Final[tuple[SecondFactor, ...]] = get_args(SecondFactor)
 #: From the least to the most protected (v3 Confidentiality).
 CONFIDENTIALITY: Final[tuple[Confidentiality, ...]] = get_args(Confidentiality)
 #: Sensitivity labels that rules may name.
@@ -192,7 +193,11 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denied:
-    """No. `rules` is empty when nothing allowed it; `failure` is set if it was not decided."""
+    """No. `rules` is empty when nothing allowed it; `failure` is set if it was not decided.
+
+    `reason` and `remedy` are for the one who asked. `rules` are for the log and for officers: the
+    name of a rule can say what is in the record.
+    """
 
     reason: str
     rules: tuple[str, ...]

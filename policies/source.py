@@ -11,7 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_TOKEN = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|[;]|\S', re.DOTALL)
+# A comment ends at either line break: one that went on would hide the rules after it.
+_TOKEN = re.compile(r'//[^\r\n]*|"(?:[^"\\]|\\.)*"|[;]|\S', re.DOTALL)
+
+
+_OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,15 @@ def statements(text: str) -> Iterator[Statement]:
             start = None
     if start is not None:
         yield _statement(text, start, len(text))
+
+
+def nesting(text: str) -> int:
+    """How deep brackets stand in each other, outside strings and comments."""
+    depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        depth += (token.group() in _OPEN) - (token.group() in _CLOSE)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _statement(text: str, start: int, end: int) -> Statement:

@@ -119,3 +119,29 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "own.cedar").write_bytes(b" " * (bundle.MAX_FILE_BYTES + 1))
     with pytest.raises(BundleError, match="larger than"):
         load([tmp_path])
+
+
+@pytest.mark.parametrize("ends", ["\r", "\n", "\r\n"])
+def test_no_line_break_hides_a_rule_behind_a_comment(ends: str) -> None:
+    """Cedar ends a comment at a carriage return, too: what follows is a rule."""
+    found = parse_bundle([("a.cedar", f"// closed{ends}{FORBID}{ends}{GOOD}")], schema=SCHEMA)
+    assert [rule.effect for rule in found.rules] == ["forbid", "permit"]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "(" * 17 + "true" + ")" * 17,
+        "[" * 5_000 + "]" * 5_000 + " == 1",
+        " && ".join(["true"] * 100),
+        "if true then true else " * 700 + "true",
+        "1" + " - 1" * 20_000 + " == 1",
+    ],
+    ids=["brackets", "lists", "and", "if", "long"],
+)
+def test_a_rule_too_deep_for_the_parser_is_refused_before_it_ends_the_process(
+    condition: str,
+) -> None:
+    text = GOOD.replace(";", f" when {{ {condition} }};")
+    with pytest.raises(BundleError, match="in two"):
+        parse_bundle([("a.cedar", text)], schema=SCHEMA)

@@ -460,3 +460,75 @@ def test_nothing_is_kept_for_a_request_that_differs(one: Request, other: Request
     for changed in one_thing_changed(one, other):
         if facts.entities(one) != facts.entities(changed):
             assert facts.entity_key(one) != facts.entity_key(changed)
+
+
+# --- what nobody may rely on --------------------------------------------------------------------
+
+
+class PanicError(BaseException):
+    """What a panic of the rules engine looks like to Python: no `Exception`."""
+
+
+def test_denies_when_the_rules_engine_panics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Sequence[str]:
+        raise PanicError
+
+    engine = Engine(bundle_of(PERMIT))
+    monkeypatch.setattr(engines, "_evaluate", fails)
+    decision = engine.decide(request())
+    assert isinstance(decision, Denied)
+    assert decision.failure == "policies.PanicError"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"action": "peek"},
+        {"resource": {"kind": "EHR"}},
+        {"resource": {"labels": frozenset({"sud"})}},
+        {"resource": {"labels": frozenset({"PSYTHPN "})}},
+        {"resource": {"confidentiality": "r"}},
+        {"context": {"purpose": "treat"}},
+        {"principal": {"kind": "robot"}},
+        {"principal": {"assurance": Assurance(second_factor="sms", second_factor_at=NOW)}},  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_denies_words_that_no_rule_knows(words: dict[str, object]) -> None:
+    """A label in another spelling would slip past every rule that forbids it."""
+    asked = request()
+    for part, changes in words.items():
+        changed = replace(getattr(asked, part), **changes) if isinstance(changes, dict) else changes
+        asked = replace(asked, **{part: changed})  # type: ignore[arg-type]
+    assert isinstance(Engine(bundle_of(PERMIT)).decide(asked), Denied)
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"care_team": frozenset()},
+        {"roles": frozenset({"administrator"})},
+        {"roles": frozenset({"billing"})},
+        {"roles": frozenset()},
+        {"assurance": Assurance()},
+        {"scopes": frozenset()},
+        {"kind": "service", "purposes": frozenset()},
+        {"kind": "anonymous"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("label", LABELS)
+def test_who_may_not_see_a_record_anyway_does_not_learn_what_is_in_it(
+    who: dict[str, object], label: str
+) -> None:
+    engine = Engine(BUILT_IN)
+    asked = request(principal=replace(request().principal, **who))  # type: ignore[arg-type]
+    special = replace(
+        asked,
+        resource=replace(asked.resource, labels=frozenset({label}), confidentiality="V"),
+        context=replace(asked.context, consent=ConsentVerdict(denies=True)),
+    )
+    plain, told = engine.decide(asked), engine.decide(special)
+    assert isinstance(plain, Denied)
+    assert isinstance(told, Denied)
+    assert (told.reason, told.remedy) == (plain.reason, plain.remedy)
