@@ -10,6 +10,7 @@ unlinked), file mode 0600. Sources: sqlite.org/pragma.html, sqlite.org/wal.html.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:  # the second: where the driver is used bare
         raise KeyTableError(
             f"expected the key table to answer, got {type(error).__name__}; check that its "
             "database runs, has room and may be written, then repeat the call"

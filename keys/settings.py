@@ -61,13 +61,14 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class CacheSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Data keys in memory.
 
-    `refresh_s` bounds how long another process may go on using an erased key.
+    `refresh_s` bounds how long another process may go on using an erased key; what it seals in that
+    time is lost with the key.
     """
 
-    max_age_s: Seconds = 300.0
+    max_age_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 300.0
     max_entries: Count = 10_000
     max_uses: Count = 1_000_000
-    refresh_s: Seconds = 1.0
+    refresh_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
 
 
 class EpochSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -69,6 +69,8 @@ def test_the_file_is_found_through_its_variable(tmp_path: Path) -> None:
         ("zzz = 1", "Known here: audit, keys, policies, tenant."),
         ("[keys.cache]\nmax_age_s = 'soon'", "keys.cache.max_age_s"),
         ("[keys.cache]\nmax_age_s = -1", "keys.cache.max_age_s"),
+        ("[keys.cache]\nmax_age_s = inf", "keys.cache.max_age_s"),
+        ("[keys.cache]\nrefresh_s = inf", "keys.cache.refresh_s"),
         ("[keys.vault]\nattempts = 0", "keys.vault.attempts"),
         ("[keys\n", "is not valid TOML"),
         ("[keys]\ntable_url = 'mysql://x/y'", "must be an SQLite or PostgreSQL URL"),

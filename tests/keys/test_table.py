@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -374,5 +375,22 @@ def test_scrubbing_says_so_when_a_reader_prevents_it(
         table.destroy(["a"], now=NOW)
         with pytest.raises(KeyTableError, match="reader"):
             database.scrub()
+    database.scrub()
+    database.close()
+
+
+def test_a_scrub_that_the_disk_refuses_is_one_of_our_errors(tmp_path: Path) -> None:
+    """The erasure is then repeated, not ended by an error that nobody expects."""
+    path = tmp_path / "keys.sqlite3"
+    database = KeyDatabase(f"sqlite:///{path}")
+    KeyTable(database).insert([make_row(f"key-{n}-") for n in range(500)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # The table's file may not grow to take in what stands in the log.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+        with pytest.raises(KeyTableError):
+            database.scrub()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     database.scrub()
     database.close()
