@@ -132,12 +132,26 @@ def _make_engine(url: URL, *, is_sqlite: bool) -> Engine:
             url,
             hide_parameters=True,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+            connect_args=_postgres_limits(url),
         )
     engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _postgres_limits(url: URL) -> dict[str, str | int]:
+    """Return what keeps a call from waiting for ever on a lock or on a network that is gone."""
+    given = url.query.get("options", "")
+    options = given if isinstance(given, str) else " ".join(given)
+    wait_ms = int(BUSY_TIMEOUT_S * 1000)
+    return {
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": wait_ms,
+        "keepalives_idle": BUSY_TIMEOUT_S,
+        "keepalives_interval": 1,
+        "options": f"{options} -c lock_timeout={wait_ms}".strip(),
+    }
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

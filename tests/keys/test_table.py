@@ -394,3 +394,24 @@ def test_a_scrub_that_the_disk_refuses_is_one_of_our_errors(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     database.scrub()
     database.close()
+
+
+def test_a_lock_that_is_never_released_is_an_error_not_a_hang(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeyDatabase(url).close()
+    monkeypatch.setattr("keys.database.BUSY_TIMEOUT_S", 1)
+    database, holder = KeyDatabase(url), KeyDatabase(url)
+    try:
+        with holder.writing() as connection:
+            connection.execute(text("UPDATE key_state SET generation = generation + 1"))
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(KeyTable(database).insert, [make_row("a")])
+                try:
+                    with pytest.raises(KeyTableError):
+                        waiting.result(30)
+                finally:
+                    connection.rollback()
+    finally:
+        database.close()
+        holder.close()
