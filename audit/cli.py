@@ -40,7 +40,7 @@ from audit.note import VerifierKey
 from audit.proof import prove as make_proof
 from audit.reader import LogReader
 from audit.recovery import read_checkpoint
-from audit.retention import first_kept, plan_prune, prune, retained_from
+from audit.retention import SIX_YEARS_DAYS, first_kept, plan_prune, prune, retained_from
 from audit.search import verify_entries
 from audit.verify import examine_log
 from audit.witness import LocalSigner, Witness, WitnessServer
@@ -75,11 +75,16 @@ def _add_verify(app: typer.Typer, commands: AuditCommands) -> None:
         checkpoint: Annotated[
             Path | None, typer.Option(help="An older checkpoint that you kept: must be continued.")
         ] = None,
+        retention_days: Annotated[
+            int | None, typer.Option(min=0, help="Entries may be missing once older than this.")
+        ] = None,
         as_json: JSONOption = False,
     ) -> None:
         """Prove every entry, tile and signature; list what was announced and never ended.
 
         Exits with 1 if anything does not fit. With --log and --key it needs no key server.
+        Entries may be missing if the log says that it was pruned and they were old enough: six
+        years, or what the configuration or --retention-days says.
         """
         directory = log_directory(commands, log)
         keys = chosen_keys(commands, key)
@@ -89,7 +94,11 @@ def _add_verify(app: typer.Typer, commands: AuditCommands) -> None:
             witnesses = [VerifierKey.parse(one.verifier_key) for one in configured]
         older = None if checkpoint is None else read_file(checkpoint)
         try:
-            kept = retained_from(LogReader(directory))
+            kept = retained_from(
+                LogReader(directory),
+                now_s=time.time(),
+                retention_days=_least_days(commands, log, retention_days),
+            )
         except LogTamperedError:
             # The examination says what is wrong; without a readable state nothing was pruned.
             kept = 0
@@ -253,6 +262,14 @@ def _add_witness(app: typer.Typer) -> None:
                 typer.echo(f"Verifier key {key}\nListening on {address}")
             sys.stdout.flush()
             server.serve_forever()
+
+
+def _least_days(commands: AuditCommands, log: Path | None, given: int | None) -> int:
+    """Return how old an entry has to be before it may be missing."""
+    if given is not None:
+        return given
+    configured = SIX_YEARS_DAYS if log is not None else commands.settings().retention_days
+    return min(SIX_YEARS_DAYS, configured)
 
 
 def _published(directory: Path, index: int) -> tuple[bytes, bytes]:

@@ -36,7 +36,7 @@ from audit.note import VerifierKey
 from audit.reader import LogReader
 from audit.recorder import Act, End, Who
 from audit.recovery import read_checkpoint
-from audit.retention import first_kept
+from audit.retention import first_readable
 from audit.search import Search, reveal, verify_entries, with_persons
 
 if TYPE_CHECKING:
@@ -136,6 +136,10 @@ def add_export(app: typer.Typer, commands: AuditCommands) -> None:
         if as_json and output is None:
             raise typer.BadParameter("needs --output: the export takes standard output")
         log = LogReader(Path(commands.settings().directory))
+        # An export must not begin late unawares.
+        first = first_readable(
+            log, now_s=time.time(), retention_days=commands.settings().retention_days
+        )
         with commands.open_program() as program:
             asked = Criteria(
                 tenant=tenant or program.tenant,
@@ -147,7 +151,7 @@ def add_export(app: typer.Typer, commands: AuditCommands) -> None:
                 criteria=with_persons(asked, program.sealer, actor=None, patient=patient),
                 tenant=program.tenant,
                 who=Who(kind="person", person=program.actor),
-                first=first_kept(log.directory),
+                first=first,
                 sealer=program.sealer if show_names else None,
             )
             with (
@@ -169,6 +173,8 @@ def add_rebuild(app: typer.Typer, commands: AuditCommands) -> None:
         """Throw the search index away and make it anew from the log. Needs no key server."""
         settings = commands.settings()
         log = LogReader(Path(settings.directory))
+        # What is missing without having been pruned must not be missing from the index unawares.
+        first_readable(log, now_s=time.time(), retention_days=settings.retention_days)
         begun = time.monotonic()
         with AuditIndex.anew(settings.index_url) as index:
             done = refresh_index(index, log)

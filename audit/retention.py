@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from audit.entry import parse_entry, parse_head
-from audit.errors import AuditError, LogUnavailableError, RetentionError
+from audit.errors import AuditError, LogUnavailableError, RetentionError, VerificationError
 from audit.files import sync_directory
 from audit.integrate import read_state
 from audit.journal import remove_segments
@@ -91,32 +91,59 @@ class _Mark:
 
 
 def first_kept(directory: Path) -> int:
-    """Return the index from which on entries can be read: bundles go oldest first."""
-    state = read_state(directory)
-    low, high = 0, 0 if state is None else state.size // TILE_WIDTH
-    while low < high:
-        middle = (low + high) // 2
-        if (directory / bundle_path(middle)).exists():
-            high = middle
-        else:
-            low = middle + 1
-    return low * TILE_WIDTH
+    """Return the index of the first entry whose bundle is there, whyever those before it are not.
 
-
-def retained_from(log: PrunableLog) -> int:
-    """Return the boundary below which the log itself says that entries were pruned; 0 if none were.
-
-    Missing entries above it are a loss, not retention (`audit.verify`). Damaged bundles are passed
-    over: whoever verifies the log finds them.
+    One by one: a search by halves would take a bundle lost in the middle for the beginning.
     """
+    state = read_state(directory)
+    bundles = 0 if state is None else state.size // TILE_WIDTH
+    there = (number for number in range(bundles) if (directory / bundle_path(number)).exists())
+    return next(there, bundles) * TILE_WIDTH
+
+
+def first_readable(log: PrunableLog, *, now_s: float, retention_days: int) -> int:
+    """Return `first_kept`, once it is sure that what is missing before it was pruned.
+
+    For whoever reads the whole log and must not miss the beginning unawares. Raises
+    `VerificationError`.
+    """
+    first = first_kept(log.directory)
+    if first and first > retained_from(log, now_s=now_s, retention_days=retention_days):
+        raise VerificationError(
+            f"The entries before {first} are missing, and that is no retention: no published entry "
+            f"of the log announces it, or what follows is younger than {retention_days} days. "
+            "Run havengate audit verify; restore tile/entries from a backup."
+        )
+    return first
+
+
+def retained_from(log: PrunableLog, *, now_s: float, retention_days: int) -> int:
+    """Return the boundary below which entries may be missing because of their age; 0 if none may.
+
+    The log has to say so in a *published* entry, and the first entry that is left has to be older
+    than `retention_days` by the caller's clock: so whoever can write to the log cannot pass the
+    removal of younger entries off as retention. Missing entries above the boundary are a loss
+    (`audit.verify`). Damaged bundles are passed over: whoever verifies the log finds them.
+    """
+    cutoff_us = int(now_s * 1_000_000) - retention_days * _DAY_US
     boundary = 0
-    for start in range(first_kept(log.directory), log.size(), TILE_WIDTH):
+    published = log.published_size()
+    for start in range(first_kept(log.directory), published, TILE_WIDTH):
         try:
-            for mark in _marks(log.read(start, start + TILE_WIDTH)):
-                boundary = max(boundary, mark.retained_from)
+            for mark in _marks(log.read(start, min(start + TILE_WIDTH, published))):
+                if mark.retained_from > boundary and _is_old(log, mark, cutoff_us):
+                    boundary = mark.retained_from
         except AuditError:
             continue
     return boundary
+
+
+def _is_old(log: PrunableLog, mark: _Mark, cutoff_us: int) -> bool:
+    """Whether the first entry that a pruning left is old enough for all before it to go."""
+    first = mark.retained_from
+    return first <= mark.index and any(
+        parse_head(raw).time < cutoff_us for _, raw in log.read(first, first + 1)
+    )
 
 
 def plan_prune(
@@ -159,7 +186,8 @@ def plan_prune(
         _check_cutoff(marks, cutoff_us, now_us)
     # The newest bundle always stays: it holds what says how far pruning went.
     last_bundle = max(first, (log.size() - 1) // TILE_WIDTH * TILE_WIDTH)
-    keep = min(last_bundle if boundary is None else boundary, last_bundle)
+    # The first entry that is kept is older than the cutoff: it shows that none younger went.
+    keep = last_bundle if boundary is None else min(max(0, boundary - 1), last_bundle)
     keep = max(first, keep // TILE_WIDTH * TILE_WIDTH)
     covering = (mark.index for mark in marks if mark.retained_from >= keep)
     return PrunePlan(

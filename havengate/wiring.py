@@ -26,7 +26,7 @@ from audit.ports import Signer
 from audit.publish import Publisher
 from audit.reader import LogReader
 from audit.recorder import Appender, KeyEventLog, Recorder, clock_step_entry, repair_entry
-from audit.retention import first_kept
+from audit.retention import first_readable
 from audit.settings import AuditSettings
 from audit.transport import BlockingLogClient
 from audit.witness import WitnessClient
@@ -249,7 +249,7 @@ def _keys_program(
         eraser=Eraser(keys.keyring, database=keys.database, epochs=keeper, recorder=recorder),
         index=BlindIndex(store, settings=settings.keys.index, recorder=recorder),
         verify_server=lambda: _verify_server(keys),
-        erased_in_log=lambda: erased_keys(Path(settings.audit.directory)),
+        erased_in_log=lambda: erased_keys(settings.audit),
     )
 
 
@@ -258,13 +258,15 @@ def _verify_server(keys: OpenKeys) -> None:
         verify_audit_file(keys.server, keys.client)
 
 
-def erased_keys(directory: Path) -> Iterator[str]:
+def erased_keys(settings: AuditSettings) -> Iterator[str]:
     """Give the ids of keys that erasures destroyed, from the log itself: the index may be old."""
+    directory = Path(settings.directory)
     if not directory.exists():
         # Nothing was ever recorded, so nothing was erased.
         return
     log = LogReader(directory)
-    for _, raw in log.read(first_kept(directory)):
+    first = first_readable(log, now_s=time.time(), retention_days=settings.retention_days)
+    for _, raw in log.read(first):
         if _ERASURE in raw:
             entry = parse_entry(raw)
             if entry.outcome == "success":

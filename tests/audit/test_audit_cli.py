@@ -171,7 +171,7 @@ def test_prove_needs_nothing_but_a_copy_of_the_log_and_a_key(site: Site) -> None
 
 def test_verify_and_prove_ask_the_key_server_when_no_key_is_given(site: Site) -> None:
     assert site.run("verify").exit_code == 0
-    assert site.opened == ["settings", "keys", "settings"]
+    assert site.opened == ["settings", "keys", "settings", "settings"]
     result = site.run("prove", "3")
     assert result.exit_code == 0
     assert result.stdout_bytes == parse_proof(result.stdout_bytes).encode()
@@ -357,7 +357,10 @@ def test_prune_removes_whole_bundles_and_the_rest_stays_sound(
     assert site.reader.entry(0)
     done = site.json("prune", "--shorter-than-six-years", "--yes")
     assert (done["removed"], done["retained_from"]) == (256, 256)
-    found = site.json("verify", "--log", str(site.log), "--key", site.key)
+    checked = ("verify", "--log", str(site.log), "--key", site.key)
+    # Six years, unless whoever verifies says that less was agreed on.
+    assert site.run(*checked).exit_code == 1
+    found = site.json(*checked, "--retention-days", "1")
     assert (found["sound"], found["retained_from"], found["checked"]) == (True, 256, 45)
     assert site.json("status")["first"] == 256
     assert len(site.json("search", "--action", "read")["exchanges"]) == 22

@@ -339,7 +339,10 @@ def test_no_room_for_the_state_does_not_halt_the_writer(
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
-def test_a_writer_whose_lock_was_taken_away_acknowledges_nothing(log: Log, replaced: bool) -> None:
+def test_a_writer_whose_lock_was_taken_away_acknowledges_nothing(
+    log: Log,
+    replaced: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
     """Otherwise a second writer could open the log beside it, and both give the same index."""
     writer = log.open()
     writer.append(entry(0))

@@ -17,7 +17,15 @@ from audit.proof import prove, verify_proof
 from audit.publish import Publisher
 from audit.reader import LogReader
 from audit.recorder import log_entry
-from audit.retention import SIX_YEARS_DAYS, PrunePlan, first_kept, plan_prune, prune, retained_from
+from audit.retention import (
+    SIX_YEARS_DAYS,
+    PrunePlan,
+    first_kept,
+    first_readable,
+    plan_prune,
+    prune,
+    retained_from,
+)
 from audit.tiles import bundle_path
 from audit.verify import examine_log, verify_log
 from audit.waiting import Sequenced
@@ -71,7 +79,13 @@ class Kept:
 
     def verify(self) -> None:
         keys = verifier_keys(ORIGIN, self.signer)
-        verify_log(self.directory, keys, retained_from=retained_from(self.reader))
+        verify_log(self.directory, keys, retained_from=self.retained_from())
+
+    def first_readable(self) -> int:
+        return first_readable(self.reader, now_s=NOW_S, retention_days=SIX_YEARS_DAYS)
+
+    def retained_from(self) -> int:
+        return retained_from(self.reader, now_s=NOW_S, retention_days=SIX_YEARS_DAYS)
 
     def close(self) -> None:
         self.publisher.close()
@@ -97,7 +111,7 @@ def test_whole_old_bundles_go_and_everything_left_is_provable(kept: Kept) -> Non
     # 1061 entries are older; the boundary is a whole number of bundles below that.
     assert (plan.first, plan.retained_from, plan.mark) == (0, OLD // 256 * 256, None)
     assert prune(plan, kept.reader, kept, now_s=NOW_S) == 1024
-    assert first_kept(kept.directory) == retained_from(kept.reader) == 1024
+    assert first_kept(kept.directory) == kept.retained_from() == 1024
     kept.verify()
     with pytest.raises(VerificationError):
         kept.reader.entry(5)
@@ -194,6 +208,60 @@ def test_a_forged_announcement_prunes_nothing_more(kept: Kept) -> None:
     assert first_kept(kept.directory) == 1024
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_a_forged_announcement_hides_no_loss(
+    kept: Kept,
+    published: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """Who may write to the log, or to its journal, can say that young entries were pruned."""
+    kept.fill(regular())
+    kept.publish = published
+    forged = {"cutoff_us": NOW_US, "entries": COUNT, "retained_from": 1280}
+    kept.append(log_entry("log.prune", time_s=NOW_S, request="forged", counts=forged))
+    for number in range(5):
+        (kept.directory / bundle_path(number)).unlink()
+    with pytest.raises(VerificationError, match=r"000: it is missing \(4 more"):
+        kept.verify()
+
+
+def test_an_announcement_that_is_not_published_hides_no_loss(kept: Kept) -> None:
+    kept.fill(regular())
+    kept.publish = False
+    forged = {"cutoff_us": NOW_US, "entries": COUNT, "retained_from": 512}
+    kept.append(log_entry("log.prune", time_s=NOW_S, request="forged", counts=forged))
+    for number in range(2):
+        (kept.directory / bundle_path(number)).unlink()
+    with pytest.raises(VerificationError, match="000: it is missing"):
+        kept.verify()
+
+
+def test_what_remains_shows_that_nothing_younger_went(kept: Kept) -> None:
+    """Also where the first entry to be kept is the first of a bundle."""
+    old = [NOW_US - (SIX_YEARS_DAYS + 20) * DAY_US + n for n in range(512)]
+    young = [NOW_US - SIX_YEARS_DAYS * DAY_US + n * 5 * DAY_US for n in range(438)]
+    kept.fill(old + young)
+    plan = kept.plan()
+    assert prune(plan, kept.reader, kept, now_s=NOW_S) == 256
+    assert parse_entry(kept.reader.entry(plan.retained_from)).time < plan.cutoff_us
+    kept.verify()
+
+
+def test_a_bundle_lost_in_the_middle_does_not_hide_those_before_it(kept: Kept) -> None:
+    kept.fill(regular())
+    (kept.directory / bundle_path(2)).unlink()
+    assert first_kept(kept.directory) == 0
+
+
+def test_what_is_missing_at_the_beginning_without_being_old_is_never_skipped(kept: Kept) -> None:
+    kept.fill(regular())
+    assert kept.first_readable() == 0
+    prune(kept.plan(), kept.reader, kept, now_s=NOW_S)
+    assert kept.first_readable() == 1024
+    (kept.directory / bundle_path(4)).unlink()
+    with pytest.raises(VerificationError, match="entries before 1280 are missing"):
+        kept.first_readable()
+
+
 def test_lost_bundles_are_no_retention(kept: Kept) -> None:
     kept.fill(regular())
     (kept.directory / bundle_path(0)).unlink()
@@ -266,7 +334,7 @@ def test_the_newest_bundle_always_stays(kept: Kept) -> None:
 def test_an_empty_log_has_nothing_to_prune(kept: Kept) -> None:
     kept.publisher.publish()
     assert kept.plan().count == 0
-    assert retained_from(kept.reader) == 0
+    assert kept.retained_from() == 0
 
 
 def test_a_writer_goes_on_and_opens_again_after_pruning(kept: Kept) -> None:
