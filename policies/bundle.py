@@ -211,13 +211,14 @@ def _parse(statement: Statement, where: str) -> dict[str, Any]:
 
 def _depth(policy: object) -> int:
     deepest = 0
-    stack = [(policy, 1)]
+    stack: list[tuple[object, int]] = [(policy, 1)]
     while stack:
         node, depth = stack.pop()
         deepest = max(deepest, depth)
-        children = node.values() if isinstance(node, dict) else node
-        if isinstance(node, dict | list):
-            stack += [(child, depth + 1) for child in children]
+        if isinstance(node, dict):
+            node = list(node.values())
+        if isinstance(node, list):
+            stack += [(child, depth + 1) for child in node]
     return deepest
 
 

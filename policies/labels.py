@@ -29,21 +29,17 @@ MAX_SYSTEM: Final = 256
 #: Most look-ups of codes that are remembered.
 MAX_FOUND: Final = 4_096
 
-_ACT_CODE: Final = frozenset(
-    {"http://terminology.hl7.org/codesystem/v3-actcode", "urn:oid:2.16.840.1.113883.5.4"}
-)
-_CONFIDENTIALITY: Final = frozenset(
-    {
-        "http://terminology.hl7.org/codesystem/v3-confidentiality",
-        "urn:oid:2.16.840.1.113883.5.25",
-    }
-)
 #: Labels that may stand on content, with older and broader codes of the same value set.
 _KNOWN: Final = {label.upper(): label for label in LABELS} | {
     "ETH": "SUD",
     "OPIOIDUD": "SUD",
     "BH": "PSY",
     "MH": "PSY",
+    "COGN": "PSY",
+    "DVD": "PSY",
+    "EMOTDIS": "PSY",
+    "MST": "SDV",
+    "VIO": "SDV",
 }
 _RANK: Final = {level: rank for rank, level in enumerate(CONFIDENTIALITY)}
 
@@ -124,7 +120,8 @@ class Labeller:
             if isinstance(value, list):
                 stack += [(item, depth + 1, in_consent) for item in value]
             elif isinstance(value, dict):
-                in_consent = in_consent or value.get("resourceType") == "Consent"
+                if "resourceType" in value:
+                    in_consent = value["resourceType"] == "Consent"
                 self._look(value, codes)
                 for key, item in value.items():
                     if isinstance(item, dict | list):
@@ -148,7 +145,9 @@ class Labeller:
         if isinstance(kind, str):
             codes |= self._tables.resource_types.get(kind, frozenset())
         code = value.get("code")
-        if isinstance(code, str) and len(code) <= MAX_CODE:
+        if isinstance(code, int):  # as apps do that take SNOMED CT for numbers
+            code = str(code) if -(2**63) <= code < 2**63 else ""
+        if isinstance(code, str) and len(code := code.strip()) <= MAX_CODE:
             system = value.get("system")
             known = isinstance(system, str) and len(system) <= MAX_SYSTEM
             codes |= self._find(str(system) if known else "", code)
@@ -166,7 +165,11 @@ class Labeller:
 
 
 def _declared(value: object, codes: set[str], level: Confidentiality) -> Confidentiality:
-    """Take over what stands on the content: `meta.security`, `DocumentReference.securityLabel`."""
+    """Take over what stands on the content: `meta.security`, `DocumentReference.securityLabel`.
+
+    From any system: releases of FHIR name theirs differently, and clinics name their own. One label
+    too many is safer than one too few.
+    """
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, dict):
             continue
@@ -180,15 +183,13 @@ def _declared(value: object, codes: set[str], level: Confidentiality) -> Confide
 def _declared_code(
     coding: dict[str, Any], codes: set[str], level: Confidentiality
 ) -> Confidentiality:
-    code, system = coding.get("code"), coding.get("system")
+    code = coding.get("code")
     if not isinstance(code, str):
         return level
     code = code.strip().upper()
-    system = system.strip().rstrip("/").lower() if isinstance(system, str) else ""
-    if code in _KNOWN and (system in _ACT_CODE or not system):
+    if code in _KNOWN:
         codes.add(_KNOWN[code])
-    if system in _CONFIDENTIALITY or not system:
-        for named in CONFIDENTIALITY:
-            if named == code and _RANK[named] > _RANK[level]:
-                return named
+    for named in CONFIDENTIALITY:
+        if named == code and _RANK[named] > _RANK[level]:
+            return named
     return level

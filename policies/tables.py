@@ -25,6 +25,8 @@ TYPES_FILE: Final = BUILT_IN / "types.toml"
 _TELLING: Final = 5
 # Every code of a prefix table (ICD-10) starts so; an ordinary word does not.
 _CATEGORY = re.compile(r"[A-Z][0-9][0-9A-Z]").match
+_SNOMED_EDITION: Final = "http://snomed.info/sct/"
+_OID = re.compile(r"[0-2](?:\.[0-9]+){3,}").fullmatch
 _NOTHING: Final[frozenset[str]] = frozenset()
 
 
@@ -132,8 +134,11 @@ def _inverted(labels: dict[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
 
 
 def _system(system: str) -> str:
-    """One spelling for a system: apps differ in case, in the scheme and in a trailing slash."""
-    return system.strip().rstrip("/").lower().replace("https://", "http://", 1)
+    """One spelling for a system: apps differ in case, scheme, trailing slash, version and edition."""
+    bare = system.partition("|")[0].strip().rstrip("/").lower().replace("https://", "http://", 1)
+    if bare.startswith(_SNOMED_EDITION):
+        return _SNOMED_EDITION.rstrip("/")
+    return f"urn:oid:{bare}" if _OID(bare) else bare
 
 
 def _bare(code: str) -> str:

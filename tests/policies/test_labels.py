@@ -49,7 +49,15 @@ def labels(content: object, kind: ServiceKind = "ehr") -> Labels:
         (ICD, "Z21", {"HIV"}),
         (ICD, "T74.11XA", {"SDV"}),
         (ICD, "X78.1XXA", {"PSY"}),
+        (ICD, "Z04.71", {"SDV"}),
+        (ICD, "Z04.72", {"SDV"}),
+        (ICD, "R45.88", {"PSY"}),
+        (ICD, "T40.1X1A", {"SUD", "42CFRPart2"}),
         (ICD, "J45.909", set()),
+        (ICD + "|2026", "B20", {"HIV"}),
+        ("ICD-10", "B20", {"HIV"}),
+        ("2.16.840.1.113883.6.90", "B20", {"HIV"}),
+        (SNOMED + "/731000124108/version/20250301", "86406008", {"HIV"}),
         ("urn:oid:2.16.840.1.113883.6.90", "F32.1", {"PSY"}),
         ("HTTPS://hl7.org/fhir/sid/icd-10-cm/", "F32.1", {"PSY"}),
         (SNOMED, "370143000", {"PSY"}),
@@ -141,6 +149,48 @@ def test_a_label_on_a_document_counts() -> None:
         "securityLabel": [{"coding": [{"system": ACT, "code": "PSYTHPN"}]}],
     }
     assert "PSYTHPN" in labels(note).codes
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        ACT,
+        ACT.replace("http:", "https:"),
+        ACT + "|2018-08-12",
+        "http://hl7.org/fhir/v3/ActCode",
+        "http://clinic.example/labels",
+        7,
+        None,
+    ],
+)
+@pytest.mark.parametrize(
+    ("code", "meant"), [("PSYTHPN", "PSYTHPN"), ("sud", "SUD"), ("VIO", "SDV")]
+)
+def test_a_label_counts_under_whatever_system_it_stands(
+    system: object, code: str, meant: str
+) -> None:
+    for content in (
+        {"meta": {"security": [{"system": system, "code": code}]}},
+        {"securityLabel": [{"coding": [{"system": system, "code": code}]}]},
+    ):
+        found = labels({"resourceType": "DocumentReference", **content})
+        assert meant in found.codes
+        assert found.confidentiality in {"R", "V"}
+
+
+def test_a_level_counts_under_the_names_that_older_releases_gave_it() -> None:
+    security = [{"system": "http://hl7.org/fhir/v3/Confidentiality", "code": "V"}]
+    assert labels({"meta": {"security": security}}).confidentiality == "V"
+
+
+def test_a_document_contained_in_a_consent_keeps_its_label() -> None:
+    note = {"resourceType": "DocumentReference", "securityLabel": [{"coding": [{"code": "HIV"}]}]}
+    assert labels({"resourceType": "Consent", "contained": [note]}).codes == {"HIV"}
+
+
+@pytest.mark.parametrize("code", [86406008, "86406008" + " " * 70])
+def test_a_code_written_as_a_number_or_padded_is_found(code: object) -> None:
+    assert labels({"system": SNOMED, "code": code}).codes == {"HIV"}
 
 
 def test_what_a_consent_speaks_of_does_not_label_the_consent() -> None:

@@ -39,9 +39,9 @@ def test_unchanged_rules_change_nothing() -> None:
 def test_a_rule_taken_away_shows_what_it_decided() -> None:
     run = Replay(current=CURRENT, changed=Engine(load().without("necessary.care-team")))
     found = list(run.run(records()))
-    assert [(CASES[one.index].decides, one.kind) for one in found] == [
+    assert {(CASES[one.index].decides, one.kind) for one in found} == {
         ("necessary.care-team", "now_allowed")
-    ]
+    }
 
 
 def test_a_new_rule_shows_what_it_would_deny_and_what_it_adds(tmp_path: Path) -> None:
