@@ -25,12 +25,20 @@ import calendar
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from datetime import UTC, date, datetime, timedelta
+from typing import Final, Literal
 
 import msgspec
 
-from policies.model import CONFIDENTIALITY, LABELS, Action, ConsentVerdict, Purpose, Request
+from policies.model import (
+    CONFIDENTIALITY,
+    LABELS,
+    PURPOSES,
+    Action,
+    ConsentVerdict,
+    Purpose,
+    Request,
+)
 
 MAX_CONSENTS: Final = 256
 MAX_DEPTH: Final = 16
@@ -86,7 +94,6 @@ class _Provision(msgspec.Struct, frozen=True, rename="camel"):
     data_period: _Period | None = None
     data: tuple[_Data, ...] = ()
     provision: tuple[_Provision, ...] = ()
-    modifier_extension: tuple[Any, ...] = ()
 
 
 class _Consent(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,7 +104,6 @@ class _Consent(msgspec.Struct, frozen=True, rename="camel"):
     id: str = ""
     policy_rule: _Concept | None = None
     provision: _Provision | None = None
-    modifier_extension: tuple[Any, ...] = ()
     implicit_rules: str | None = None
 
 
@@ -110,6 +116,8 @@ class Consent:
     in_force: bool
     research_only: bool = False
     root: Direction | None = None
+    #: The policy behind the provisions is a refusal: what they do not permit is denied.
+    opted_out: bool = False
     provision: _Provision | None = None
     readable: bool = True
 
@@ -120,6 +128,7 @@ def parse_consent(resource: object) -> Consent:
         parsed = msgspec.convert(resource, _Consent)
         scopes = {coding.code for coding in parsed.scope.coding}
         _check(parsed, scopes)
+        _check_modifiers(resource)
     except (msgspec.ValidationError, ValueError, OverflowError, RecursionError):
         return _unreadable(resource)
     return Consent(
@@ -128,6 +137,7 @@ def parse_consent(resource: object) -> Consent:
         in_force=parsed.status == "active" and not scopes <= _NOT_ABOUT_DATA,
         research_only=scopes & _ABOUT_DATA == {"research"},
         root=_root(parsed),
+        opted_out=_policy(parsed) == "deny",
         provision=parsed.provision,
     )
 
@@ -138,7 +148,7 @@ def _check(consent: _Consent, scopes: set[str]) -> None:
         raise ValueError("unknown status")
     if not scopes or not scopes <= _ABOUT_DATA | _NOT_ABOUT_DATA:
         raise ValueError("unknown scope")
-    if consent.modifier_extension or consent.implicit_rules:
+    if consent.implicit_rules:
         raise ValueError("modified meaning")
     if _patient(consent.patient.reference) is None:
         raise ValueError("no patient")
@@ -146,9 +156,22 @@ def _check(consent: _Consent, scopes: set[str]) -> None:
         _check_provision(consent.provision, depth=0)
 
 
+def _check_modifiers(resource: object) -> None:
+    """Raise ValueError if any part, an actor as well, says that it means something else."""
+    stack = [resource]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if node.get("modifierExtension"):
+                raise ValueError("modified meaning")
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+
+
 def _check_provision(provision: _Provision, *, depth: int) -> None:
-    if depth > MAX_DEPTH or provision.modifier_extension:
-        raise ValueError("too deep or modified")
+    if depth > MAX_DEPTH:
+        raise ValueError("too deep")
     if depth and provision.type is None:
         raise ValueError("a nested provision without a type")
     for period in (provision.period, provision.data_period):
@@ -175,6 +198,10 @@ def _root(consent: _Consent) -> Direction | None:
     """What holds where no provision says otherwise: the root's type, or else the policy rule."""
     if consent.provision is not None and consent.provision.type is not None:
         return consent.provision.type
+    return _policy(consent)
+
+
+def _policy(consent: _Consent) -> Direction | None:
     codes = consent.policy_rule.coding if consent.policy_rule else ()
     directions = {_RULES[coding.code] for coding in codes if coding.code in _RULES}
     return "deny" if "deny" in directions else next(iter(directions), None)
@@ -226,7 +253,12 @@ def _answer(consent: Consent, request: Request, codes: _Codes) -> _Answer:
         return _SILENT
     if consent.provision is None:
         return consent.root, frozenset()
-    return _provision(consent.provision, consent.root, request, codes)
+    answer = _provision(consent.provision, consent.root, request, codes)
+    silent = answer[0] is None and _period(consent.provision.period, request.context.now)
+    # "I opt out, but permit …": what lies outside the permission is what was opted out of.
+    if silent and consent.opted_out and consent.root == "permit":
+        return "deny", frozenset()
+    return answer
 
 
 def _provision(
@@ -240,7 +272,8 @@ def _provision(
     if any(found == "deny" for found, _ in nested):
         return "deny", frozenset()
     permitted = [labels for found, labels in nested if found == "permit"]
-    if permitted:
+    # An exception to what may not even apply permits nothing.
+    if permitted and met:
         return "permit", frozenset().union(*permitted)
     if direction == "permit" and met is None:
         return _SILENT
@@ -258,7 +291,11 @@ def _met(
     answers = (
         _period(provision.period, request.context.now),
         _any(_actor(one, request) for one in provision.actor),
-        _any(_action(coding, request.action) for one in provision.action for coding in one.coding),
+        _any(
+            _action(coding, direction, request.action)
+            for one in provision.action
+            for coding in one.coding
+        ),
         _labels(provision.security_label, direction, request),
         _any(_purpose(one, direction, request.context.purpose) for one in provision.purpose),
         _any(_class(one, request) for one in provision.class_),
@@ -287,11 +324,24 @@ def _period(period: _Period | None, now: float) -> bool:
 
 
 def _actor(actor: _Actor, request: Request) -> bool | None:
-    reference = actor.reference.reference
-    if not reference:
-        return None
-    principal = request.principal
-    return reference in principal.references or reference == principal.id
+    """Somebody else only if that can be told: who belongs to an organisation or a team cannot."""
+    reference, principal = actor.reference.reference, request.principal
+    mine = {principal.id, *principal.references}
+    if reference in mine:
+        return True
+    kind, name = _target(reference)
+    targets = {_target(one) for one in mine}
+    known = kind in _PERSONS and any(kind == own for own, _ in targets)
+    return False if known and (kind, name) not in targets else None
+
+
+_PERSONS: Final = frozenset({"Practitioner", "Patient", "RelatedPerson"})
+
+
+def _target(reference: str) -> tuple[str, str]:
+    """Type and id of a reference, whatever server or version it names."""
+    parts = reference.partition("/_history/")[0].rstrip("/").split("/")
+    return (parts[-2], parts[-1]) if len(parts) > 1 else ("", reference)
 
 
 #: http://terminology.hl7.org/CodeSystem/consentaction
@@ -304,24 +354,39 @@ _ACTIONS: Final[dict[str, frozenset[Action]]] = {
 }
 
 
-def _action(coding: _Coding, action: Action) -> bool | None:
+#: To refuse access or use is to refuse every way to come to see the record.
+_SHOWING: Final[frozenset[Action]] = (
+    _ACTIONS["use"] | _ACTIONS["disclose"] | frozenset({"update", "patch"})
+)
+
+
+def _action(coding: _Coding, direction: Direction | None, action: Action) -> bool | None:
     covered = _ACTIONS.get(coding.code)
+    if covered is not None and direction == "deny" and coding.code in {"access", "use"}:
+        covered |= _SHOWING
     return None if covered is None else action in covered
 
 
 _TREATMENT: Final[frozenset[Purpose]] = frozenset({"TREAT", "CAREMGT", "COORD"})
 _EMERGENCY: Final[frozenset[Purpose]] = frozenset({"ETREAT", "BTG"})
+# Below HOPERAT in the code system.
+_OPERATIONS: Final[frozenset[Purpose]] = frozenset({"HSYSADMIN", "HLEGAL", "CAREMGT"})
 
 
 def _purpose(coding: _Coding, direction: Direction | None, purpose: Purpose) -> bool | None:
-    """Treatment includes its coordination; a refusal of it includes emergencies, too."""
+    """Treatment includes its coordination; a refusal of it includes emergencies, too.
+
+    Of a purpose that is finer than ours (a clinical trial within research) it cannot be told.
+    """
     if coding.code == purpose:
         return True
     if coding.code == "TREAT" and purpose in _TREATMENT:
         return True
     if coding.code == "TREAT" and purpose in _EMERGENCY and direction == "deny":
         return True
-    return False if coding.system.endswith("ActReason") and coding.code != "PurposeOfUse" else None
+    if coding.code == "HOPERAT" and purpose in _OPERATIONS and direction == "deny":
+        return True
+    return False if coding.code in PURPOSES else None
 
 
 #: What a label in a permission reaches (42 CFR Part 2 is about substance use).
@@ -375,7 +440,10 @@ def _code(concepts: Sequence[_Concept], codes: _Codes) -> bool | None:
 def _data(data: _Data, request: Request) -> bool | None:
     if data.meaning != "instance" or not data.reference.reference or request.resource.id is None:
         return None
-    return data.reference.reference == f"{request.resource.type}/{request.resource.id}"
+    reference, mine = data.reference.reference, (request.resource.type, request.resource.id)
+    if reference == "/".join(mine):
+        return True
+    return None if _target(reference) == mine else False
 
 
 # --- FHIR dates ----------------------------------------------------------------------------------
@@ -405,5 +473,8 @@ def _instants(text: str) -> tuple[float, float]:
     first = datetime(year, int(month or 1), int(day or 1), tzinfo=UTC)
     last_month = int(month or 12)
     last_day = int(day) if day else calendar.monthrange(year, last_month)[1]
-    last = datetime(year, last_month, last_day, tzinfo=UTC) + timedelta(days=1)
+    last = datetime(year, last_month, last_day, tzinfo=UTC)
+    if last.date() == date.max:  # how many systems write "for ever"
+        return first.timestamp(), float("inf")
+    last += timedelta(days=1)
     return first.timestamp(), last.timestamp() - 0.001

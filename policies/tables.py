@@ -134,7 +134,7 @@ def _inverted(labels: dict[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
 
 
 def _system(system: str) -> str:
-    """One spelling for a system: apps differ in case, scheme, trailing slash, version and edition."""
+    """One spelling for a system: apps differ in case, scheme, last slash, version and edition."""
     bare = system.partition("|")[0].strip().rstrip("/").lower().replace("https://", "http://", 1)
     if bare.startswith(_SNOMED_EDITION):
         return _SNOMED_EDITION.rstrip("/")

@@ -255,7 +255,7 @@ def test_a_record_of_nobody_needs_no_consent() -> None:
         consent({"period": {"start": "yesterday"}}),
         consent({"period": {"start": "2026-13-01"}}),
         consent({"period": {"start": "2027", "end": "2026"}}),
-        consent({"period": {"end": "9999-12-31"}}),
+        consent({"period": {"end": "0000-12-31"}}),
         consent({"type": "permit", "modifierExtension": [{"url": "x"}]}),
         consent(modifierExtension=[{"url": "x"}]),
         consent(implicitRules="http://example.org/rules"),
@@ -328,3 +328,92 @@ def test_a_constraint_that_cannot_be_judged_never_permits_more(provision: dict[s
     found = judge([parse_consent(consent(vague))], request())
     assert not found.permits or plain.permits
     assert found.denies or not plain.denies
+
+
+OPTED_OUT = {"coding": [coding("v3-ActCode", "OPTOUT")]}
+PERMIT_TREATMENT = {"type": "permit", "purpose": [coding("v3-ActReason", "TREAT")]}
+
+
+def judged(resource: dict[str, Any], asked: Request) -> ConsentVerdict:
+    FHIRConsent.model_validate(resource)
+    return judge([parse_consent(resource)], asked)
+
+
+def test_who_opted_out_and_permits_one_thing_denies_the_rest() -> None:
+    one = consent(PERMIT_TREATMENT, policyRule=OPTED_OUT)
+    assert judged(one, request()).permits
+    assert judged(one, request(purpose="HRESCH")).denies
+    over = {**PERMIT_TREATMENT, "period": {"end": "2020"}}
+    assert not judged(consent(over, policyRule=OPTED_OUT), request(purpose="HRESCH")).denies
+
+
+def actor(reference: str) -> dict[str, Any]:
+    role = {"coding": [coding("v3-RoleClass", "PRCP")]}
+    return {"role": role, "reference": {"reference": reference}}
+
+
+@pytest.mark.parametrize(
+    ("reference", "denies", "permits"),
+    [
+        ("Practitioner/7", True, True),
+        ("Practitioner/8", False, False),
+        ("https://ehr.example/fhir/Practitioner/7", True, False),
+        ("Practitioner/7/_history/2", True, False),
+        ("Organization/1", True, False),
+        ("CareTeam/1", True, False),
+        ("Patient/p1", True, False),
+    ],
+)
+def test_an_actor_of_whom_nothing_is_known_is_refused_and_not_permitted(
+    reference: str, *, denies: bool, permits: bool
+) -> None:
+    for direction, expected in (("deny", denies), ("permit", permits)):
+        verdict = judged(consent({"type": direction, "actor": [actor(reference)]}), request())
+        assert (verdict.denies if direction == "deny" else verdict.permits) is expected
+
+
+def test_an_exception_to_what_may_not_apply_permits_nothing() -> None:
+    inner = {"type": "permit", "securityLabel": [label("PSYTHPN")]}
+    outer = {"type": "deny", "dataPeriod": {"start": "2020"}, "provision": [inner]}
+    verdict = judged(consent(outer), request(labels=frozenset({"PSYTHPN"})))
+    assert (verdict.denies, verdict.authorises) == (True, frozenset())
+
+
+@pytest.mark.parametrize("action", ["export", "disclose", "connect", "execute", "patch", "count"])
+@pytest.mark.parametrize("refused", ["access", "use"])
+def test_who_refuses_access_refuses_every_way_to_see_the_record(
+    refused: str, action: Action
+) -> None:
+    concept = {"coding": [coding("consentaction", refused)]}
+    assert judged(consent({"type": "deny", "action": [concept]}), request(action=action)).denies
+
+
+@pytest.mark.parametrize(
+    ("code", "purpose"), [("CLINTRCH", "HRESCH"), ("HOPERAT", "HLEGAL"), ("PurposeOfUse", "TREAT")]
+)
+def test_a_refused_purpose_reaches_what_may_be_it(code: str, purpose: Purpose) -> None:
+    provision = {"type": "deny", "purpose": [coding("v3-ActReason", code)]}
+    assert judged(consent(provision), request(purpose=purpose)).denies
+    provision = {"type": "permit", "purpose": [coding("v3-ActReason", code)]}
+    assert not judged(consent(provision), request(purpose=purpose)).permits
+
+
+def test_a_refused_record_is_refused_by_its_whole_address_too() -> None:
+    data = {"meaning": "instance", "reference": {"reference": "https://ehr.example/Condition/1"}}
+    assert judged(consent({"type": "deny", "data": [data]}), request()).denies
+    assert not judged(consent({"type": "permit", "data": [data]}), request()).permits
+
+
+def test_an_actor_whose_meaning_is_modified_makes_the_consent_unreadable() -> None:
+    modified = {
+        **actor("Practitioner/8"),
+        "modifierExtension": [{"url": "x", "valueBoolean": True}],
+    }
+    assert judge(
+        [parse_consent(consent({"type": "deny", "actor": [modified]}))], request()
+    ).unreadable
+
+
+def test_a_period_without_end_can_be_written_as_the_last_day() -> None:
+    period = {"start": "2020-01-01", "end": "9999-12-31"}
+    assert judged(consent({"type": "permit", "period": period}), request()).permits
