@@ -7,13 +7,15 @@ that one throughout, so that no request is decided half by old and half by new r
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies import tables
 from policies.bundle import load
 from policies.engine import Engine
-from policies.errors import PoliciesError
+from policies.errors import BundleError, PoliciesError
 from policies.labels import Labeller
 from policies.settings import PoliciesSettings
 
@@ -33,21 +35,29 @@ def load_in_force(settings: PoliciesSettings) -> InForce:
     own_rules = [Path(settings.directory)] if settings.directory else []
     own_tables = [Path(settings.tables_directory)] if settings.tables_directory else []
     bundle = load(own_rules, roles=settings.roles)
+    tables_hash = _hash([tables.BUILT_IN, *own_tables])
     labeller = Labeller(
         tables.load_tables(own_tables),
         substance_use_is_part_2=settings.substance_use_is_part_2,
         max_values=settings.max_values,
     )
-    digest = hashlib.sha256()
-    for folder in [tables.BUILT_IN, *own_tables]:
-        for file in sorted(folder.glob("*.toml")):
-            digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    if _hash([tables.BUILT_IN, *own_tables]) != tables_hash:
+        # The hash would name, and the log would keep, tables that are not in force.
+        raise BundleError("tables", "changed while they were read; load them again.")
     return InForce(
         engine=Engine(bundle, deadline_s=settings.deadline_s),
         labeller=labeller,
         hash=bundle.hash,
-        tables_hash=digest.hexdigest(),
+        tables_hash=tables_hash,
     )
+
+
+def _hash(folders: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.glob("*.toml")):
+            digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 class PolicyStore:
@@ -58,6 +68,8 @@ class PolicyStore:
 
     def __init__(self, settings: PoliciesSettings) -> None:
         self._settings = settings
+        # Of two reloads at once the one that read last must win.
+        self._reloading = threading.Lock()
         self._current = load_in_force(settings)
         self.last_error: PoliciesError | None = None
 
@@ -72,11 +84,12 @@ class PolicyStore:
         All or nothing: raises a `PoliciesError` and leaves the old in force if anything is wrong.
         Takes some 100 ms of CPU: call it from a thread, not between two awaits.
         """
-        try:
-            loaded = load_in_force(self._settings)
-        except PoliciesError as error:
-            self.last_error = error
-            raise
-        before, self._current = self._current, loaded
-        self.last_error = None
+        with self._reloading:
+            try:
+                loaded = load_in_force(self._settings)
+            except PoliciesError as error:
+                self.last_error = error
+                raise
+            before, self._current = self._current, loaded
+            self.last_error = None
         return (before.hash, before.tables_hash) != (loaded.hash, loaded.tables_hash)

@@ -1,8 +1,9 @@
 """Code tables: which codes carry which sensitivity label. Data files with their source beside them.
 
 Each file names the systems it speaks of, how codes match (`exact`, or `prefix`: a code carries the
-labels of every prefix that it begins with), and codes by label. A clinic adds its own files;
-nothing can be taken away. What follows from types alone stands in `types.toml`.
+labels of every prefix that it begins with; `T39??2` leaves two characters open), and codes by
+label. A clinic adds its own files; nothing can be taken away. What follows from types alone stands
+in `types.toml`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Tables:
         if prefixes is not None and _CATEGORY(bare):
             for length in range(1, min(len(bare), 8) + 1):
                 labels |= prefixes.get(bare[:length], _NOTHING)
+            # ICD-10-CM says in the sixth character whether harm was meant, and to whom.
+            labels |= prefixes.get(f"{bare[:3]}??{bare[5:6]}", _NOTHING)
         return labels
 
 

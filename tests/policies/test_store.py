@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from policies import store as stores
+from policies import tables
 from policies.cases import BUILT_IN, load_cases
 from policies.errors import BundleError, PoliciesError
 from policies.model import Allowed, Denied
@@ -87,3 +90,54 @@ def test_requests_during_reloads_get_the_old_or_the_new_answer(tmp_path: Path) -
     for thread in asking:
         thread.join()
     assert not wrong
+
+
+TABLE = 'systems = ["http://clinic.example"]\nmatch = "exact"\n[labels]\nHIV = ["N1"]\n'
+
+
+def test_tables_that_change_while_they_are_read_are_not_put_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their hash would name others than those that decide."""
+    store = PolicyStore(PoliciesSettings(tables_directory=str(tmp_path)))
+    before = store.current
+
+    def late(folders: Sequence[Path]) -> tables.Tables:
+        loaded = load_tables(folders)
+        (tmp_path / "own.toml").write_text(TABLE)
+        return loaded
+
+    load_tables = tables.load_tables
+    monkeypatch.setattr(tables, "load_tables", late)
+    with pytest.raises(BundleError, match="changed while"):
+        store.reload()
+    assert store.current is before
+    monkeypatch.undo()
+    assert store.reload()
+
+
+def test_of_two_reloads_at_once_the_newer_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PolicyStore(PoliciesSettings(directory=str(tmp_path)))
+    load, has_read, go_on = stores.load_in_force, threading.Event(), threading.Event()
+
+    def slow(settings: PoliciesSettings) -> stores.InForce:
+        loaded = load(settings)
+        if not has_read.is_set():
+            has_read.set()
+            go_on.wait(5)
+        return loaded
+
+    monkeypatch.setattr(stores, "load_in_force", slow)
+    first = threading.Thread(target=store.reload)
+    first.start()
+    has_read.wait(5)
+    (tmp_path / "own.cedar").write_text(CLOSED)
+    second = threading.Thread(target=store.reload)
+    second.start()
+    second.join(1)
+    go_on.set()
+    first.join()
+    second.join()
+    assert isinstance(store.current.engine.decide(READ), Denied)
