@@ -20,9 +20,19 @@ from audit.checkpoint import Checkpoint
 from audit.errors import LogTamperedError, VerificationError
 from audit.files import read_bounded
 from audit.integrate import STATE, State, first_difference, read_state
-from audit.journal import JOURNAL, LOCK, Segment, list_segments, read_journal
+from audit.journal import (
+    JOURNAL,
+    LOCK,
+    MARK,
+    Segment,
+    check_mark,
+    list_segments,
+    read_journal,
+    read_mark,
+)
 from audit.merkle import HASH_BYTES
 from audit.pairing import Pairing, decode_head
+from audit.recovery import CHECKPOINT, read_checkpoint
 from audit.tiles import (
     MAX_BUNDLE_BYTES,
     TILE_BYTES,
@@ -119,6 +129,7 @@ class Examination:
         state = self._state()
         origin = "" if state is None else state.origin
         self._read_journal(origin)
+        self._check_published(state, published)
         # Read again: the writer may have integrated, and then dropped segments, in between.
         state = self._state() or state
         integrated = published // TILE_WIDTH * TILE_WIDTH if state is None else state.size
@@ -152,8 +163,31 @@ class Examination:
             self._problems.add(STATE, "it is missing")
         return state
 
+    def _check_published(self, state: State | None, published: int) -> None:
+        """See that the checkpoint and the tiles are not older than what `state` says."""
+        if state is None:
+            return
+        if state.swept > published:
+            # The writer may have published since the checkpoint was read.
+            try:
+                found = read_checkpoint(self._directory)
+            except LogTamperedError:
+                found = None
+            if found is None or found[1].size < state.swept:
+                self._problems.add(CHECKPOINT, f"{state.swept} entries were published: rolled back")
+        if state.size < published // TILE_WIDTH * TILE_WIDTH:
+            self._problems.add(STATE, f"it knows of {state.size} entries of {published} published")
+
     def _read_journal(self, origin: str) -> None:
         """Check every frame of every segment; keep the leaf hashes."""
+        try:
+            # First, because a writer that runs moves on.
+            marked = read_mark(self._directory)
+            if marked is None:
+                self._problems.add(MARK, "its checksum does not fit")
+        except LogTamperedError as error:
+            self._problems.add(MARK, str(error))
+            marked = None
         try:
             segments = list_segments(self._directory)
         except OSError as error:
@@ -171,6 +205,9 @@ class Examination:
             try:
                 with Segment(path, origin=origin, first=first) as segment:
                     self._read_segment(segment, last=last)
+                    if last:
+                        end = segment.offset
+                        check_mark(self._directory, marked or (0, 0), first=first, end_bytes=end)
             except FileNotFoundError:
                 # The writer dropped it just now; what it held is in bundles.
                 self._journal_first = segments[min(number + 1, len(segments) - 1)][0]

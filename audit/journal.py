@@ -8,8 +8,12 @@ A segment `journal/<index of its first entry, 16 digits>.seg` is
     "HGJ1" ‖ u64 first index ‖ u16 length of origin ‖ origin ‖ u32 CRC-32 of all before
     then frames:  u8 flags ‖ u8 0 ‖ u16 length ‖ u32 CRC-32 ‖ [16 bytes key] ‖ entry
 
-big-endian. The CRC of a frame covers all of it and starts from the header's, so that a frame of
-another log or segment does not pass. `flags` is never zero (a hole in a file is not a frame) and
+and the file `acknowledged` says how far the journal was durable at least: u64 first index of the
+last segment ‖ u64 its size ‖ u32 CRC-32. It is written, unsynced, after each batch was synced and
+before anyone is told: a killed process leaves it exact, a power cut at most too low.
+
+All is big-endian. The CRC of a frame covers all of it and starts from the header's, so that a frame
+of another log or segment does not pass. `flags` is never zero (a hole in a file is not a frame) and
 marks the first frame of a batch: a batch is written only after the one before it was synced, so a
 frame that fails *before* a batch start was damaged later, while one after the last batch start is
 what a crash leaves. The key is the caller's idempotency key.
@@ -29,6 +33,7 @@ from zlib import crc32
 
 from audit.errors import LogFullError, LogTamperedError
 from audit.files import (
+    read_bounded,
     replace_file_durably,
     sync_data,
     sync_directory,
@@ -39,6 +44,8 @@ JOURNAL = "journal"
 #: Locked by the one writer.
 LOCK = "lock"
 KEY_BYTES = 16
+#: Says how far the journal was acknowledged at least.
+MARK = "acknowledged"
 #: A new segment is begun once one is larger than this.
 SEGMENT_BYTES = 8 * 2**20
 #: Errors that mean: no room now, maybe later.
@@ -48,11 +55,13 @@ _MAGIC = b"HGJ1"
 _FIRST = struct.Struct(">4sQH")
 _CRC = struct.Struct(">I")
 _HEAD = struct.Struct(">BxHI")
+_MARK = struct.Struct(">QQ")
 _PRESENT, _BATCH_START, _HAS_KEY = 0x40, 0x01, 0x02
 _KNOWN_FLAGS = _PRESENT | _BATCH_START | _HAS_KEY
 _STARTS = re.compile(rb"[\x41\x43]\x00")
 _SEGMENT_NAME = re.compile(r"[0-9]{16}\.seg")
 _CHUNK_BYTES = 2**20
+_LOOKS = 3
 
 
 class Frame(NamedTuple):
@@ -108,6 +117,46 @@ def parse_frame(data: bytes, at: int, seed: int) -> tuple[Frame, int] | None:
         return None
     key = data[body:entry] if entry > body else None
     return Frame(data[entry:end], key, bool(flags & _BATCH_START)), end
+
+
+def encode_mark(first: int, end_bytes: int) -> bytes:
+    """The bytes of `acknowledged`: the last segment has at least `end_bytes`."""
+    body = _MARK.pack(first, end_bytes)
+    return body + _CRC.pack(crc32(body))
+
+
+def read_mark(directory: Path) -> tuple[int, int] | None:
+    """How far the journal was acknowledged at least: first index of a segment, and its size then.
+
+    None if the checksum does not fit: a power cut may tear what is not synced. Raises
+    `LogTamperedError` if there is no such file.
+    """
+    path = directory / MARK
+    # Beside a writer, a second look tells a file that is being written from a damaged one.
+    for _ in range(_LOOKS):
+        try:
+            data = read_bounded(path, _MARK.size + _CRC.size)
+            first, end_bytes = _MARK.unpack_from(data)
+        except struct.error:
+            continue
+        except (OSError, ValueError) as error:
+            raise LogTamperedError(f"{path} cannot be read: {error}.") from error
+        if data == encode_mark(first, end_bytes):
+            return first, end_bytes
+    return None
+
+
+def check_mark(directory: Path, marked: tuple[int, int], *, first: int, end_bytes: int) -> None:
+    """See that a journal that ends there holds all that was acknowledged.
+
+    Raises `LogTamperedError`: then damage at its end is none that a crash leaves.
+    """
+    if (first, end_bytes) < marked:
+        raise LogTamperedError(
+            f"{segment_path(directory, first)} at byte {end_bytes}: no whole batch follows, but "
+            f"byte {marked[1]} of segment {marked[0]} was acknowledged: it was damaged or cut. "
+            "Restore the journal from a copy that has it, or start a new log under a new origin."
+        )
 
 
 class Segment:
@@ -242,6 +291,8 @@ class JournalWriter:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         #: Stays with the directory wherever it is moved.
         self.directory_descriptor = os.open(directory, flags)
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._mark_descriptor = os.open(directory / MARK, flags)
         # The lock too: who replaces it can open the log a second time.
         self._places = (
             (directory, _identity(directory.stat())),
@@ -267,6 +318,7 @@ class JournalWriter:
             os.ftruncate(self._descriptor, end)
         # Also what was written but not synced when the writer died: it is acknowledged from now on.
         sync_data(self._descriptor)
+        self._mark()
 
     def new_segment(self, first: int) -> None:
         """Begin a segment. Durable on return. Raises `LogFullError` if there is no room."""
@@ -305,6 +357,7 @@ class JournalWriter:
         sync_data(self._descriptor)
         self._end += len(frames)
         self.check_place()
+        self._mark()
 
     def check_place(self) -> None:
         """See that segment, directories and lock are what they were. Raises `LogTamperedError`."""
@@ -324,9 +377,19 @@ class JournalWriter:
             if found != identity:
                 raise LogTamperedError(f"{path} is not the one that was opened: it was replaced.")
 
+    def _mark(self) -> None:
+        """Say how far the journal is durable. Not synced: being too low does no harm."""
+        try:
+            write_all(self._mark_descriptor, encode_mark(self.first, self._end), 0)
+        except OSError as error:
+            # A file system that never overwrites in place may have no room even for this.
+            if error.errno not in NO_ROOM:
+                raise
+
     def close(self) -> None:
         """Close what is open."""
         self._close_segment()
+        os.close(self._mark_descriptor)
         os.close(self.directory_descriptor)
 
     def _close_segment(self) -> None:
@@ -347,7 +410,9 @@ def begin_journal(directory: Path, *, origin: str) -> None:
     """Make the first segment of a new log."""
     (directory / JOURNAL).mkdir(mode=0o700, exist_ok=True)
     sync_directory(directory)
-    replace_file_durably(segment_path(directory, 0), encode_header(origin, 0))
+    header = encode_header(origin, 0)
+    replace_file_durably(segment_path(directory, 0), header)
+    replace_file_durably(directory / MARK, encode_mark(0, len(header)))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -22,7 +22,16 @@ from audit.integrate import (
     read_state,
     write_state,
 )
-from audit.journal import JOURNAL, Segment, begin_journal, damaged, encode_header, list_segments
+from audit.journal import (
+    JOURNAL,
+    Segment,
+    begin_journal,
+    check_mark,
+    damaged,
+    encode_header,
+    list_segments,
+    read_mark,
+)
 from audit.merkle import EMPTY_ROOT, leaf_hash, perfect_root
 from audit.note import MAX_NOTE_BYTES
 from audit.proof import DirectoryTiles, range_root
@@ -69,7 +78,7 @@ def recover(directory: Path, origin: str) -> Recovered:
     edge = _load_edge(directory, state)
     journal = _replay(directory, origin, state.size)
     size = state.size + len(journal.leaves)
-    _check_checkpoint(directory, origin, edge, journal.leaves)
+    _check_checkpoint(directory, state, edge, journal.leaves)
     report = RecoveryReport(
         size=size,
         replayed=len(journal.leaves),
@@ -184,6 +193,7 @@ def _replay(directory: Path, origin: str, integrated: int) -> _Replay:
             elif cut and (later := segment.batch_starts_after(segment.offset)) is not None:
                 raise damaged(segment, f"a later batch stands at byte {later}")
             end = segment.offset
+    check_mark(directory, read_mark(directory) or (0, 0), first=first, end_bytes=end)
     recent = dict(list(keys.items())[-KEY_WINDOW:])
     return _Replay(leaves=leaves, keys=recent, path=path, first=first, end_bytes=end, cut_bytes=cut)
 
@@ -216,15 +226,21 @@ def _read_segment(
 
 
 def _check_checkpoint(
-    directory: Path, origin: str, edge: TreeEdge, leaves: Sequence[bytes]
+    directory: Path, state: State, edge: TreeEdge, leaves: Sequence[bytes]
 ) -> None:
     found = read_checkpoint(directory)
+    path = directory / CHECKPOINT
+    published = 0 if found is None else found[1].size
+    if published < state.swept:
+        raise LogTamperedError(
+            f"{path}: {state.swept} entries were published, but it covers {published} or is gone. "
+            "Restore the newest one; a witness may have it."
+        )
     if found is None:
         return
     _, checkpoint = found
-    path = directory / CHECKPOINT
     size = edge.size + len(leaves)
-    if checkpoint.origin != origin:
+    if checkpoint.origin != state.origin:
         raise LogTamperedError(f"{path} at byte 0: it is of the log {checkpoint.origin}.")
     if checkpoint.size > size:
         raise LogTamperedError(

@@ -13,6 +13,7 @@ import pytest
 
 from audit import files
 from audit.errors import LogFullError, LogTamperedError, LogUnavailableError
+from audit.integrate import State, write_state
 from audit.journal import (
     encode_frame,
     encode_header,
@@ -21,9 +22,11 @@ from audit.journal import (
     segment_path,
 )
 from audit.log import LogWriter
+from audit.merkle import EMPTY_ROOT
 from audit.publish import Publisher
 from audit.reader import LogReader
-from audit.verify import verify_log
+from audit.tiles import bundle_path
+from audit.verify import examine_log, verify_log
 from tests.audit.conftest import ORIGIN, Log, MemorySigner, entry
 
 
@@ -351,3 +354,56 @@ def test_a_writer_whose_lock_was_taken_away_acknowledges_nothing(
         (log.directory / "lock").touch()
     with pytest.raises(LogTamperedError, match="lock"):
         writer.append(entry(1))
+
+
+def test_damage_in_an_acknowledged_batch_is_no_torn_tail(log: Log) -> None:
+    """Not even in the last batch, without a checkpoint, after the writer is gone."""
+    writer = log.open()
+    for number in range(10):
+        writer.append(entry(number))
+    log.close()
+    data = bytearray(segment(log).read_bytes())
+    data[-3] ^= 1
+    segment(log).write_bytes(data)
+    with pytest.raises(LogTamperedError, match="was acknowledged"):
+        log.open()
+    assert any("was acknowledged" in one.what for one in examine_log(log.directory, ()).problems)
+
+
+def test_a_journal_cut_between_batches_is_found(log: Log) -> None:
+    writer = log.open()
+    writer.append(entry(0))
+    size = segment(log).stat().st_size
+    writer.append(entry(1))
+    log.close()
+    os.truncate(segment(log), size)
+    with pytest.raises(LogTamperedError, match="was acknowledged"):
+        log.open()
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_an_older_checkpoint_or_none_is_not_signed_over(
+    log: Log,
+    older: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """Otherwise the log's own signer would sign whatever history lies there as a new one."""
+    log.fill(10)
+    first = log.checkpoint
+    log.fill(10, first=10)
+    if older:
+        (log.directory / "checkpoint").write_bytes(first)
+    else:
+        (log.directory / "checkpoint").unlink()
+    with pytest.raises(LogTamperedError, match="20 entries were published"):
+        log.open()
+    found = examine_log(log.directory, log.keys).problems
+    assert [one.where for one in found] == ["checkpoint"] * (1 if older else 2)
+
+
+def test_a_state_that_counts_less_than_was_published_is_found(log: Log) -> None:
+    """Else what is still in the journal would hide that a full bundle is gone."""
+    log.fill(300)
+    (log.directory / bundle_path(0)).unlink()
+    write_state(log.directory, State(origin=ORIGIN, size=0, root=EMPTY_ROOT))
+    problems = examine_log(log.directory, log.keys).problems
+    assert "state" in {one.where for one in problems}

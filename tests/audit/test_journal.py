@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit.errors import LogTamperedError
+from audit.integrate import read_state, write_state
 from audit.journal import (
+    MARK,
     Segment,
     encode_frame,
     encode_header,
+    encode_mark,
     frame_seed,
     parse_frame,
     read_journal,
@@ -36,6 +40,8 @@ def write(directory: Path, batches: list[list[bytes]], *, first: int = 0) -> lis
             data += encode_frame(one, None, starts_batch=number == 0, seed=frame_seed(header))
         places.append(starts)
     segment_path(directory, first).write_bytes(data)
+    # As after a power cut: how far it was acknowledged did not reach the disk.
+    (directory / MARK).write_bytes(encode_mark(first, len(header)))
     return [*places, [len(data)]]
 
 
@@ -219,5 +225,11 @@ def test_a_checkpoint_of_another_tree_is_refused(log: Log, tmp_path: Path, size:
     other.fill(5, first=5000)
     log.fill(size)
     (log.directory / "checkpoint").write_bytes(other.checkpoint)
+    with pytest.raises(LogTamperedError, match=f"{size} entries were published"):
+        log.open()
+    # Also where `state` was made to agree.
+    state = read_state(log.directory)
+    assert state is not None
+    write_state(log.directory, replace(state, swept=0))
     with pytest.raises(LogTamperedError, match="another root"):
         log.open()
