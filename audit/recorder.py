@@ -42,6 +42,10 @@ PATIENT_FIELD: Final = "audit.patient"
 LOG_TENANT: Final = "havengate"
 
 
+#: Tenant, field, person and name: a text is sealed for one person, and stands for no other.
+_Sealed = tuple[str, str, str, str]
+
+
 class Sequenced(Protocol):
     """An entry that is durable."""
 
@@ -132,13 +136,14 @@ class End:
 class Begun:
     """An intent, or an opened stream, that is durable at `index`: what its later stages refer to.
 
-    `sealed` keeps the sealed form of the names, so that later stages need no key for them.
+    `sealed` keeps the sealed form of the names, by tenant, field, person and name, so that later
+    stages need no key for them.
     """
 
     request: str
     index: int
     act: Act = field(repr=False)
-    sealed: Mapping[tuple[str, str], str] = field(repr=False)
+    sealed: Mapping[_Sealed, str] = field(repr=False)
 
 
 class _Drafting:
@@ -268,8 +273,7 @@ class _Draft:
     end: End | None
     sequence: int | None
     time: int
-    #: By field and name.
-    sealed: dict[tuple[str, str], str]
+    sealed: dict[_Sealed, str]
 
     def begun(self, index: int) -> Begun:
         """What the later stages of this exchange refer to, once it is durable at `index`."""
@@ -284,12 +288,12 @@ class _Draft:
             if who.address is not None:
                 names.append((CLIENT_FIELD, who.person, _address(who.address)))
         names += [(PATIENT_FIELD, person, person) for person in _persons(self.act)]
-        return [name for name in names if (name[0], name[2]) not in self.sealed]
+        return [name for name in names if (self.act.tenant, *name) not in self.sealed]
 
     def seal(self, sealer: PersonSealer) -> None:
         """Seal all names. Raises a `KeysError` if one cannot be: then nothing is appended."""
         for place, person, text in self.unsealed():
-            self.sealed[place, text] = sealer.seal_for_person(
+            self.sealed[self.act.tenant, place, person, text] = sealer.seal_for_person(
                 tenant=self.act.tenant, person=person, field=place, plaintext=text.encode()
             )
 
@@ -310,7 +314,9 @@ class _Draft:
                 service=act.service,
                 purpose=act.purpose,
                 resources=_resources(act),
-                patients=tuple(self.sealed[PATIENT_FIELD, name] for name in _persons(act)),
+                patients=tuple(
+                    self.sealed[act.tenant, PATIENT_FIELD, name, name] for name in _persons(act)
+                ),
                 labels=act.labels,
                 decision=act.decision,
                 rules=act.rules,
@@ -333,7 +339,8 @@ class _Draft:
     def _actor(self) -> Actor:
         who = self.act.who
         if who.kind in PERSONAL_KINDS:
-            sealed = self.sealed.get((ACTOR_FIELD, who.person or ""))
+            person = who.person or ""
+            sealed = self.sealed.get((self.act.tenant, ACTOR_FIELD, person, person))
             return Actor(kind=who.kind, role=who.role, sealed=sealed)
         if who.person is not None:
             raise MalformedEntryError("Only a person or device is named as a person; use `name`.")
@@ -344,7 +351,9 @@ class _Draft:
         if who.address is None:
             return None
         address = _address(who.address)
-        return self.sealed[CLIENT_FIELD, address] if who.kind in PERSONAL_KINDS else address
+        if who.kind not in PERSONAL_KINDS:
+            return address
+        return self.sealed[self.act.tenant, CLIENT_FIELD, who.person or "", address]
 
 
 def _address(text: str) -> str:

@@ -322,3 +322,25 @@ def test_an_act_is_not_changed_by_recording_it() -> None:
     copy = replace(act)
     make_recorder(MemoryLog(), LocalSealer()).intent(act)
     assert act == copy
+
+
+@pytest.mark.parametrize("other", [{"tenant": "clinic-2"}, {"person": "Practitioner/eve"}])
+def test_what_was_sealed_for_one_person_or_tenant_is_not_used_for_another(
+    other: dict[str, str],
+) -> None:
+    """A message of a stream may come from somebody else behind the same address."""
+    log, sealer = MemoryLog(), LocalSealer()
+    recorder = make_recorder(log, sealer)
+    begun = recorder.opened(make_act())
+    act = make_act()
+    if "tenant" in other:
+        act = replace(act, tenant=other["tenant"])
+    else:
+        act = replace(act, who=replace(act.who, person=other["person"]))
+    recorder.message(begun, act, sequence=1)
+    sealer.erase(tenant="clinic-1", person="Practitioner/ada")
+    sealer.erase(tenant="clinic-1", person="Patient/bob")
+    message = parse_entry(log.held[1])
+    assert message.client is not None
+    opened = sealer.open_for_person(tenant=message.tenant, field=CLIENT_FIELD, text=message.client)
+    assert opened == b"192.0.2.7"
