@@ -29,6 +29,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stage: str
     request: str
     time: int
+    part: int | None = None
     parts: int | None = None
 
 
@@ -37,7 +38,10 @@ decode_head = msgspec.json.Decoder(Head).decode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dangling:
-    """An exchange that was announced at `index` and whose end is not in the log."""
+    """An exchange that was announced at `index` and whose end is not in the log.
+
+    Or that was announced while another of the same id was open, so that ends cannot be told apart.
+    """
 
     index: int
     request: str
@@ -72,6 +76,8 @@ class Pairing:
         self._open: dict[tuple[str, str], int] = {}
         self._parts: dict[tuple[str, str], int] = {}
         self._latest_us = 0
+        self._again: list[Dangling] = []
+        self._again_count = 0
         self._orphans: list[Dangling] = []
         self._orphan_count = 0
         self._regressions: list[Regression] = []
@@ -88,18 +94,29 @@ class Pairing:
                 back_us = self._latest_us - head.time
                 self._regressions.append(Regression(index=index, back_us=back_us))
         if head.stage in _BEGINS:
-            if len(self._open) < MAX_OPEN:
-                self._open.setdefault((head.stage, head.request), index)
-            else:
-                self._untracked += 1
+            self._begin(index, head)
         elif head.stage in _ENDS:
             self._end(index, head)
+
+    def _begin(self, index: int, head: Head) -> None:
+        key = (head.stage, head.request)
+        if key in self._open:
+            # Two under one id: one outcome must not end both. Further parts are no second one.
+            if head.part in {None, 1}:
+                self._again_count += 1
+                if len(self._again) < MAX_LISTED:
+                    again = Dangling(index=index, request=head.request, stage=head.stage)
+                    self._again.append(again)
+        elif len(self._open) < MAX_OPEN:
+            self._open[key] = index
+        else:
+            self._untracked += 1
 
     def _end(self, index: int, head: Head) -> None:
         key = (_ENDS[head.stage], head.request)
         if head.parts is not None:
             seen = self._parts.get(key, 0) + 1
-            if seen < head.parts:
+            if seen < head.parts and (seen > 1 or len(self._parts) < MAX_OPEN):
                 # Some parts only: the exchange counts as not ended.
                 self._parts[key] = seen
                 return
@@ -117,8 +134,8 @@ class Pairing:
             for (stage, request), index in list(self._open.items())[:MAX_LISTED]
         ]
         return Story(
-            dangling=dangling,
-            dangling_count=len(self._open),
+            dangling=[*dangling, *self._again][:MAX_LISTED],
+            dangling_count=len(self._open) + self._again_count,
             orphans=self._orphans,
             orphan_count=self._orphan_count,
             regressions=self._regressions,

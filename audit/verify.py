@@ -6,6 +6,7 @@ stands in `audit.examine`. Not here: one entry's proof (`audit.proof`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from audit.files import read_bounded
 from audit.note import MAX_NOTE_BYTES, Note, VerifierKey
 from audit.pairing import Story
 from audit.recovery import CHECKPOINT, HALTED
+
+#: A checkpoint is published before its cosignatures arrive: so long they are waited for.
+COSIGN_WAIT_S = 3.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +65,8 @@ def verify_log(
     """Prove that a log's directory is what its checkpoint says; return what else was found.
 
     `verifier_keys` are all versions of the log's key. `older_checkpoint` is one that the caller
-    kept: the log has to continue it. Entries before `retained_from` may be pruned; their tiles may
-    not. `progress(done, total)` is called now and then, in entries. Raises `LogVerificationError`,
+    kept: the log has to continue it. Every witness of `witness_keys` has to have cosigned. Entries
+    before `retained_from` may be pruned; their tiles may not. `progress(done, total)` is called now and then, in entries. Raises `LogVerificationError`,
     which carries the report, or `AuditConfigurationError` if there is no log.
     """
     report = examine_log(
@@ -95,7 +100,7 @@ def examine_log(
         raise AuditConfigurationError(f"{directory} holds no log. Set [audit] directory.")
     problems = Problems()
     expected = Expected()
-    signed = _checkpoint(directory, verifier_keys, problems)
+    signed = _checkpoint(directory, verifier_keys, witness_keys, problems)
     if signed is not None:
         expected.add(signed.checkpoint, CHECKPOINT, "the entries have another root than it says")
     older = None
@@ -108,6 +113,11 @@ def examine_log(
     )
     examination.run(0 if signed is None else signed.checkpoint.size)
     cosigned_by = () if signed is None else _cosigners(signed.note, witness_keys, problems)
+    for name in sorted({key.name for key in witness_keys}.difference(cosigned_by)):
+        problems.add(
+            CHECKPOINT,
+            f"{name} did not cosign it: that witness is out of reach, or saw another history",
+        )
     return Report(
         origin="" if signed is None else signed.checkpoint.origin,
         size=0 if signed is None else signed.checkpoint.size,
@@ -122,13 +132,16 @@ def examine_log(
 
 
 def _checkpoint(
-    directory: Path, keys: Sequence[VerifierKey], problems: Problems
+    directory: Path,
+    keys: Sequence[VerifierKey],
+    witness_keys: Sequence[VerifierKey],
+    problems: Problems,
 ) -> SignedCheckpoint | None:
     """The checkpoint; None if there is none to read. Whatever is wrong with it is noted."""
     if (directory / HALTED).exists():
         problems.add(HALTED, "the writer stopped because the files were changed under it")
     try:
-        data = read_bounded(directory / CHECKPOINT, MAX_NOTE_BYTES)
+        data = _await_cosigned(directory / CHECKPOINT, witness_keys)
     except (OSError, ValueError) as error:
         problems.add(CHECKPOINT, f"it cannot be read: {error}")
         return None
@@ -141,6 +154,20 @@ def _checkpoint(
         return parse_checkpoint(data)
     except MalformedNoteError:
         return None
+
+
+def _await_cosigned(path: Path, witness_keys: Sequence[VerifierKey]) -> bytes:
+    """The checkpoint, at best one on which all witnesses have a line: theirs come a little later.
+
+    Whether the lines fit is not looked at here. Raises `OSError` or `ValueError`.
+    """
+    deadline = time.monotonic() + COSIGN_WAIT_S
+    wanted = {key.name.encode() for key in witness_keys}
+    while True:
+        data = read_bounded(path, MAX_NOTE_BYTES)
+        if all(name in data for name in wanted) or time.monotonic() > deadline:
+            return data
+        time.sleep(_POLL_S)
 
 
 def _compare(signed: SignedCheckpoint | None, older: Checkpoint, problems: Problems) -> None:

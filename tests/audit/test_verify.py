@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import aics_tlog
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from audit import verify
 from audit.checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
 from audit.errors import VerificationError
 from audit.integrate import read_state, write_state
@@ -278,6 +280,37 @@ def test_cosignatures_are_verified(log: Log, tmp_path: Path) -> None:
         verify_log(log.directory, log.keys, witness_keys=keys)
 
 
+def test_a_checkpoint_that_a_witness_did_not_cosign_is_a_problem_for_who_trusts_that_witness(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that was rewritten or rolled back with its own key is one that no witness cosigns."""
+    monkeypatch.setattr(verify, "COSIGN_WAIT_S", 0.2)
+    keys = local_witness(tmp_path / "witness", log.keys).verifier_keys()
+    log.fill(1)
+    with pytest.raises(VerificationError, match=r"witness\.example did not cosign"):
+        verify_log(log.directory, log.keys, witness_keys=keys)
+
+
+def test_waits_a_moment_for_a_cosignature_that_is_on_its_way(log: Log, tmp_path: Path) -> None:
+    witness = local_witness(tmp_path / "witness", log.keys)
+    log.fill(1)
+    bare = log.checkpoint
+    with (
+        LogWriter.open(log.directory, origin=ORIGIN) as writer,
+        Publisher(writer, log.signer, witnesses=[DirectWitness(witness)]) as publisher,
+    ):
+        publisher.publish()
+    cosigned = log.checkpoint
+    assert bare != cosigned
+    path = log.directory / "checkpoint"
+    path.write_bytes(bare)
+    later = threading.Timer(0.3, lambda: path.write_bytes(cosigned))
+    later.start()
+    report = verify_log(log.directory, log.keys, witness_keys=witness.verifier_keys())
+    later.join()
+    assert report.cosigned_by == ("witness.example",)
+
+
 def test_pruned_bundles_are_passed_over_but_their_tiles_are_not(log: Log) -> None:
     log.fill(1000)
     for number in (0, 1):
@@ -313,6 +346,19 @@ def test_tells_exchanges_without_an_end_and_time_that_ran_back(log: Log) -> None
     assert [(d.index, d.request) for d in story.dangling] == [(1, "dangling"), (3, "stream")]
     assert [(d.index, d.request) for d in story.orphans] == [(4, "never-opened")]
     assert [(r.index, r.back_us) for r in story.regressions] == [(5, 5_000_004)]
+
+
+def test_one_outcome_does_not_end_two_intents_of_the_same_id(log: Log) -> None:
+    with (
+        LogWriter.open(log.directory, origin=ORIGIN) as writer,
+        Publisher(writer, log.signer) as publisher,
+    ):
+        writer.append(entry(0, stage="intent", request="a"))
+        writer.append(entry(1, stage="intent", request="a"))
+        writer.append(entry(2, stage="outcome", request="a"))
+        publisher.publish()
+    story = verify_log(log.directory, log.keys).story
+    assert ([one.index for one in story.dangling], story.dangling_count) == ([1], 1)
 
 
 def test_an_entry_that_is_no_entry_is_a_problem(log: Log) -> None:
