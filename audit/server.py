@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+from audit.entry import parse_entry
 from audit.errors import AuditConfigurationError, AuditError
 from audit.files import FILE_MODE, make_directory
 from audit.log import LogWriter
 from audit.tiles import MAX_ENTRY_BYTES
-from audit.transport import LENGTH, REQUEST, REQUEST_HEAD, encode_answer
+from audit.transport import LENGTH, REQUEST, REQUEST_HEAD, encode_answer, peer_uid
 from audit.waiting import AsyncWaiter
 
 #: Entries of one connection that wait at a time; no more is read from it until some are answered.
@@ -27,24 +27,20 @@ MAX_IN_FLIGHT = 1024
 MAX_CONNECTIONS = 256
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """User id of the process at the other end of a Unix socket, as the kernel knows it."""
-    if sys.platform == "darwin":
-        # struct xucred: version, uid, …
-        return int(struct.unpack_from("II", connection.getsockopt(0, socket.LOCAL_PEERCRED, 76))[1])
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("iII", credentials)[1])
-
-
 class LogServer:
     """Serves one writer on a Unix socket, in the running event loop. Start it, close it.
 
+    What `check` refuses with an `AuditError` is not appended: one entry that does not read as one
+    would stop searches and exports for good, and cannot be taken back.
     Only processes of the same user, or root, are served. A connection that sends anything but
     frames is dropped; one that does not read its answers is not read from.
     """
 
-    def __init__(self, writer: LogWriter, path: Path) -> None:
+    def __init__(
+        self, writer: LogWriter, path: Path, *, check: Callable[[bytes], object] = parse_entry
+    ) -> None:
         self.writer = writer
+        self.check = check
         self._path = path
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -185,6 +181,7 @@ class _Connection(asyncio.Protocol):
     def _submit(self, number: int, key: bytes, entry: bytes) -> None:
         self._in_flight += 1
         try:
+            self._server.check(entry)
             waiter = self._server.writer.append_async(entry, key=key)
         except AuditError as error:
             self._answer(encode_answer(number, error))

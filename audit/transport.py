@@ -18,6 +18,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,28 @@ def parse_answer(frame: bytes) -> tuple[int, Sequenced | AuditError]:
         raise LogUnavailableError("What answers on the socket is not an audit log.") from error
 
 
+def peer_uid(connection: socket.socket) -> int:
+    """User id of the process at the other end of a Unix socket, as the kernel knows it."""
+    if sys.platform == "darwin":
+        # struct xucred: version, uid, …
+        return int(struct.unpack_from("II", connection.getsockopt(0, socket.LOCAL_PEERCRED, 76))[1])
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("iII", credentials)[1])
+
+
+def verify_writer(path: Path, connection: socket.socket) -> None:
+    """See that who listens may be believed: root, this user, or who owns the socket's directory.
+
+    Anybody else could answer "written" and write nothing. Raises `LogUnavailableError`.
+    """
+    peer = peer_uid(connection)
+    if peer not in {0, os.geteuid(), path.parent.stat().st_uid}:
+        raise LogUnavailableError(
+            f"User {peer} listens on {path}, who is neither this user nor the owner of "
+            f"{path.parent}: nothing was handed in. Find out who that is; start the writer there."
+        )
+
+
 class _ConnectionLostError(LogUnavailableError):
     """The connection broke before the answer came."""
 
@@ -127,12 +150,21 @@ class LogClient:
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    _, self._link = await loop.create_unix_connection(
+                    transport, link = await loop.create_unix_connection(
                         partial(_Link, self._timeout_s), str(self._path)
                     )
             except (OSError, TimeoutError) as error:
                 raise _unreachable(self._path) from error
-            return self._link
+            try:
+                verify_writer(self._path, transport.get_extra_info("socket"))
+            except OSError as error:
+                await link.close()
+                raise _unreachable(self._path) from error
+            except LogUnavailableError:
+                await link.close()
+                raise
+            self._link = link
+            return link
 
     async def close(self) -> None:
         """Break the connection. Appends that wait raise."""
@@ -314,9 +346,13 @@ class BlockingLogClient:
             connection.settimeout(self._timeout_s)
             try:
                 connection.connect(str(self._path))
+                verify_writer(self._path, connection)
             except OSError as error:
                 connection.close()
                 raise _unreachable(self._path) from error
+            except LogUnavailableError:
+                connection.close()
+                raise
             self._socket = connection
         return self._socket
 

@@ -66,8 +66,9 @@ def verify_log(
 
     `verifier_keys` are all versions of the log's key. `older_checkpoint` is one that the caller
     kept: the log has to continue it. Every witness of `witness_keys` has to have cosigned. Entries
-    before `retained_from` may be pruned; their tiles may not. `progress(done, total)` is called now and then, in entries. Raises `LogVerificationError`,
-    which carries the report, or `AuditConfigurationError` if there is no log.
+    before `retained_from` may be pruned; their tiles may not. `progress(done, total)` is called now
+    and then, in entries. Raises `LogVerificationError`, which carries the report, or
+    `AuditConfigurationError` if there is no log.
     """
     report = examine_log(
         directory,

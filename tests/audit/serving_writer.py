@@ -23,7 +23,7 @@ async def main(directory: str, path: str) -> None:
     signer = LocalSigner(Ed25519PrivateKey.from_private_bytes(SEED))
     with LogWriter.open(Path(directory), origin=ORIGIN) as writer:
         Publisher(writer, signer, interval_s=0.05).start()
-        async with LogServer(writer, Path(path)):
+        async with LogServer(writer, Path(path), check=len):
             say("ready")
             await asyncio.Event().wait()
 

@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit import transport
 from audit.checkpoint import verifier_keys
+from audit.entry import encode_entry
 from audit.errors import (
     AuditConfigurationError,
     LogFullError,
@@ -44,11 +46,12 @@ from audit.waiting import Sequenced
 from audit.witness import LocalSigner
 from tests.audit.conftest import ORIGIN, Log, entry
 from tests.audit.killing_writer import SEED
+from tests.audit.records import make_entry
 
 
 @pytest.fixture
 async def server(log: Log, tmp_path: Path) -> AsyncIterator[LogServer]:
-    async with LogServer(log.open(), tmp_path / "run" / "audit.sock") as made:
+    async with LogServer(log.open(), tmp_path / "run" / "audit.sock", check=len) as made:
         yield made
 
 
@@ -385,3 +388,31 @@ def test_a_writer_killed_under_load_loses_nothing_acknowledged_and_doubles_nothi
     # Every worker handed in again what it got no answer for: all are there, each of them once.
     assert len(said) == 12_000
     assert numbers == Counter(f"r{100_000 * n + one}" for n in range(3) for one in range(4000))
+
+
+async def test_what_is_no_entry_never_gets_into_the_log(log: Log, tmp_path: Path) -> None:
+    """It could not be taken back, and no search or export could read past it."""
+    path = tmp_path / "run" / "audit.sock"
+    good = encode_entry(make_entry())
+    async with LogServer(log.open(), path), LogClient(path) as client:
+        for bad in (b"x", b'{"stage":"intent"}', good.replace(b'"PSY"', b'"in words"'), good[:-1]):
+            with pytest.raises(MalformedEntryError):
+                await client.append_async(bad)
+        assert (await client.append_async(good)).index == 0
+
+
+async def test_a_stranger_who_listens_is_not_believed(
+    server: LogServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever gets the socket's place acknowledges what is never written."""
+    monkeypatch.setattr(transport, "peer_uid", lambda _: os.geteuid() + 1)
+    path = socket_of(server)
+    async with LogClient(path) as client:
+        with pytest.raises(LogUnavailableError, match="listens on"):
+            await client.append_async(entry(0))
+    with (
+        BlockingLogClient(path) as blocking,
+        pytest.raises(LogUnavailableError, match="listens on"),
+    ):
+        await asyncio.to_thread(blocking.append, entry(0))
+    assert server.writer.size == 0
