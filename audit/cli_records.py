@@ -77,7 +77,11 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
         key: KeyOption = None,
         as_json: JSONOption = False,
     ) -> None:
-        """Search by person, patient, time, rule, label, outcome and more; newest first."""
+        """Search by person, patient, time, rule, label, outcome and more; newest first.
+
+        The index finds, the log is shown. --verified proves what is shown, not that nothing is
+        left out: for that, rebuild-index first, or export, which reads the whole log.
+        """
         asked = Criteria(
             tenant=tenant or commands.tenant(),
             since_us=parse_time(since),
@@ -94,6 +98,9 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
         if person is not None or patient is not None:
             with commands.open_sealer() as sealer:
                 asked = with_persons(asked, sealer, actor=person, patient=patient)
+            if () in {asked.actors, asked.patients}:
+                # Not the same as "nobody saw it".
+                typer.echo("No key is known for this person: erased, or never named.", err=True)
         directory = Path(commands.settings().directory)
         log = LogReader(directory)
         with AuditIndex(commands.settings().index_url) as index:

@@ -38,6 +38,7 @@ def report_object(report: Report, retained_from: int) -> dict[str, Any]:
         "dangling": [_dangling(one) for one in story.dangling],
         "orphan_count": story.orphan_count,
         "orphans": [_dangling(one) for one in story.orphans],
+        "untracked": story.untracked,
         "regression_count": story.regression_count,
         "regressions": [{"index": one.index, "back_us": one.back_us} for one in story.regressions],
     }
@@ -60,6 +61,8 @@ def print_report(report: Report, retained_from: int) -> None:
         typer.echo(f"No outcome   entry {one.index}, request {one.request}")
     for one in story.orphans[:_SHOWN]:
         typer.echo(f"No intent    entry {one.index}, request {one.request}")
+    if story.untracked:
+        typer.echo(f"Not followed {story.untracked} exchanges: too many were open at a time")
     for step in story.regressions[:_SHOWN]:
         typer.echo(f"Clock        entry {step.index} is {step.back_us / 1e6:.1f} s back")
     for problem in report.problems[:_SHOWN]:
