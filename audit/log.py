@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Self
 
 from audit.errors import (
+    AuditConfigurationError,
     AuditError,
     LogFullError,
     LogTamperedError,
     LogUnavailableError,
     MalformedEntryError,
+    MalformedNoteError,
 )
 from audit.hold import as_halt, mark_halted, not_opened, take_lock
 from audit.integrate import KEY_WINDOW, Integrator, Synced
 from audit.journal import KEY_BYTES, SEGMENT_BYTES, JournalWriter
 from audit.merkle import leaf_hash
+from audit.note import parse_key_name
 from audit.recovery import Recovered, RecoveryReport, recover
 from audit.tiles import MAX_ENTRY_BYTES, TILE_WIDTH
 from audit.waiting import AsyncWaiter, Outcome, Request, Sequenced, ThreadWaiter, again, deliver
@@ -141,6 +144,14 @@ class LogWriter:
         `recovery` says what was mended. Raises `LogLockedError`, `LogTamperedError`,
         `AuditConfigurationError` or `LogUnavailableError`.
         """
+        try:
+            parse_key_name(origin)
+        except MalformedNoteError as error:
+            # Else entries would be taken, and no checkpoint over them could ever be signed.
+            raise AuditConfigurationError(
+                f"[audit] origin {origin!r} cannot name a log: no spaces, no plus sign, not empty, "
+                "such as audit.example/clinic/1."
+            ) from error
         lock = take_lock(directory)
         try:
             recovered = recover(directory, origin)

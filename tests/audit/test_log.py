@@ -305,3 +305,11 @@ def test_refuses_a_directory_it_cannot_make(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LogUnavailableError, match="cannot be opened"):
         LogWriter.open(tmp_path / "file" / "log", origin=ORIGIN)
+
+
+@pytest.mark.parametrize("origin", ["", "audit example", "audit+1", "audit\n1"])
+def test_refuses_an_origin_under_which_nothing_could_be_published(
+    tmp_path: Path, origin: str
+) -> None:
+    with pytest.raises(AuditConfigurationError, match="cannot name a log"):
+        LogWriter.open(tmp_path / "log", origin=origin)
