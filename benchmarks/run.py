@@ -46,20 +46,24 @@ def main() -> None:
 def _table(results: dict[str, Result]) -> Table:
     table = Table(title=f"Havengate on {platform.machine()}, Python {platform.python_version()}")
     for heading in ("figure", "median", "spread", "unit", "peer's median", "peer"):
-        table.add_column(
-            heading, justify="left" if heading in {"figure", "unit", "peer"} else "right"
-        )
+        words = heading in {"figure", "unit", "peer"}
+        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "peer")
     for name, result in sorted(results.items()):
-        peer = "" if result.peer_median is None else f"{result.peer_median:,.4g}"
+        peer = "" if result.peer_median is None else _number(result.peer_median)
         table.add_row(
             name,
-            f"{result.median:,.4g}",
-            f"{result.spread:,.3g}",
+            _number(result.median),
+            _number(result.spread),
             result.unit,
             peer,
             result.peer or "",
         )
     return table
+
+
+def _number(value: float) -> str:
+    """Three digits or so, and never an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
