@@ -18,7 +18,7 @@ from audit.checkpoint import (
 from audit.errors import LogTamperedError, VerificationError, WitnessError
 from audit.note import Signature, parse_note
 from audit.publish import Publisher
-from audit.verify import verify_log
+from audit.verify import examine_log, verify_log
 from keys.layout import AUDIT_SIGNING_KEY
 from keys.signing import VaultSigner
 from keys.vault import VaultClient
@@ -230,7 +230,7 @@ def test_a_witness_that_fails_is_told_and_asked_again(log: Log, tmp_path: Path) 
         for _ in range(2):
             publisher.publish()
             assert publisher.status().witness_errors == {"slow.example": "not now"}
-        assert verify_log(log.directory, log.keys, witness_keys=keys).cosigned_by == ()
+        assert examine_log(log.directory, log.keys, witness_keys=keys).cosigned_by == ()
         publisher.publish()
         assert publisher.status().witness_errors == {}
     report = verify_log(log.directory, log.keys, witness_keys=keys)
