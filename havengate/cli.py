@@ -112,7 +112,9 @@ def _open_records(since: int) -> Iterator[Iterable[RecordedDecision]]:
     from audit.reader import LogReader
     from havengate.recorded import recorded_decisions
 
-    yield recorded_decisions(LogReader(Path(_settings().audit.directory)), since)
+    settings = _settings().audit
+    log = LogReader(Path(settings.directory))
+    yield recorded_decisions(log, since, retention_days=settings.retention_days)
 
 
 # The wiring needs all libraries there are; help and mistakes must not wait for them.

@@ -8,6 +8,7 @@ play no part; `policies.replay` counts those where they do and judges none of th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import get_args
@@ -16,7 +17,7 @@ from audit.entry import parse_entry
 from audit.errors import AuditError
 from audit.model import Entry
 from audit.reader import LogReader
-from audit.retention import first_kept
+from audit.retention import first_readable
 from policies.errors import RecordsUnavailableError
 from policies.model import (
     ACTIONS,
@@ -55,13 +56,16 @@ class TrailDecision:
     request: Request | None = field(repr=False)
 
 
-def recorded_decisions(log: LogReader, since: int) -> Iterator[TrailDecision]:
+def recorded_decisions(
+    log: LogReader, since: int, *, retention_days: int
+) -> Iterator[TrailDecision]:
     """Give every decision in the log from index `since` on, oldest first.
 
-    Raises `RecordsUnavailableError` if the log cannot be read.
+    Raises `RecordsUnavailableError` if the log cannot be read, or lacks what was not pruned.
     """
     try:
-        for index, raw in log.read(max(since, first_kept(log.directory))):
+        first = first_readable(log, now_s=time.time(), retention_days=retention_days)
+        for index, raw in log.read(max(since, first)):
             entry = parse_entry(raw)
             if entry.stage in {"intent", "opened"} and entry.decision in {"allow", "deny"}:
                 yield TrailDecision(

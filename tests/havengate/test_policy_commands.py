@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from audit.log import LogWriter
 from audit.model import Assurance
 from audit.reader import LogReader
 from audit.recorder import Act, Recorder, Who
-from havengate.recorded import recorded_decisions
+from havengate.recorded import TrailDecision, recorded_decisions
 from policies.errors import RecordsUnavailableError
 from tests.audit.records import LocalSealer
 from tests.havengate.command import run, run_json
@@ -29,6 +30,10 @@ def record(directory: Path, *acts: Act) -> LogReader:
         for act in acts:
             recorder.intent(act)
     return LogReader(directory)
+
+
+def decisions(log: LogReader, since: int) -> Iterator[TrailDecision]:
+    return recorded_decisions(log, since, retention_days=2192)
 
 
 def act(**changes: object) -> Act:
@@ -51,7 +56,7 @@ def act(**changes: object) -> Act:
 
 
 def test_what_the_log_holds_of_a_decision_can_be_asked_again(tmp_path: Path) -> None:
-    (found,) = recorded_decisions(record(tmp_path / "log", act(labels=("PSY",))), 0)
+    (found,) = decisions(record(tmp_path / "log", act(labels=("PSY",))), 0)
     assert (found.index, found.allowed) == (0, False)
     request = found.request
     assert request is not None
@@ -76,20 +81,30 @@ def test_what_the_log_holds_of_a_decision_can_be_asked_again(tmp_path: Path) -> 
 def test_a_record_that_says_too_little_is_no_question(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    (found,) = recorded_decisions(record(tmp_path / "log", act(**changes)), 0)
+    (found,) = decisions(record(tmp_path / "log", act(**changes)), 0)
     assert found.request is None
 
 
 def test_only_decisions_count_from_the_given_index_on(tmp_path: Path) -> None:
     log = record(tmp_path / "log", act(), act(decision=None), act())
-    assert [found.index for found in recorded_decisions(log, 1)] == [2]
+    assert [found.index for found in decisions(log, 1)] == [2]
 
 
 def test_a_trail_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
     log = record(tmp_path / "log", *[act()] * 257)
     (tmp_path / "log/tile/entries/000").write_bytes(b"\x00\x01")
     with pytest.raises(RecordsUnavailableError):
-        list(recorded_decisions(log, 0))
+        list(decisions(log, 0))
+
+
+def test_a_beginning_that_is_missing_without_having_been_pruned_is_noticed(
+    tmp_path: Path,
+) -> None:
+    log = record(tmp_path / "log", *[act()] * 513)
+    for name in ("000", "001"):
+        (tmp_path / "log/tile/entries" / name).unlink()
+    with pytest.raises(RecordsUnavailableError):
+        list(decisions(log, 0))
 
 
 def test_rules_are_checked_tested_and_replayed_by_command(tmp_path: Path) -> None:
