@@ -18,7 +18,7 @@ APT_PACKAGES := postgresql
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: $(READY) ## Show keys and audit log at work on synthetic patients (ARGS="--once" to end by itself)
+demo: $(READY) ## Show keys and audit log at work on synthetic patients
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint ## Check style, types and import contracts, then run every test

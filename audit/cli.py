@@ -33,7 +33,7 @@ from audit.cli_shared import (
     write_file,
 )
 from audit.cli_views import print_report, report_object
-from audit.errors import LogTamperedError, MalformedQueryError
+from audit.errors import AuditConfigurationError, LogTamperedError, MalformedQueryError
 from audit.export.csv import rfc3339
 from audit.index import AuditIndex
 from audit.note import VerifierKey
@@ -87,7 +87,7 @@ def _add_verify(app: typer.Typer, commands: AuditCommands) -> None:
         years, or what the configuration or --retention-days says.
         """
         directory = log_directory(commands, log)
-        keys = chosen_keys(commands, key)
+        keys = chosen_keys(commands, key, log=log)
         witnesses = parse_keys(witness_key or [])
         if witness_key is None and log is None:
             configured = commands.settings().witnesses
@@ -137,7 +137,8 @@ def _add_prove(app: typer.Typer, commands: AuditCommands) -> None:
         """
         directory = log_directory(commands, log)
         entry, published = _published(directory, index)
-        signed = verify_entries(directory, published, chosen_keys(commands, key), {index: entry})
+        keys = chosen_keys(commands, key, log=log)
+        signed = verify_entries(directory, published, keys, {index: entry})
         size = signed.checkpoint.size
         proof = make_proof(directory, index, checkpoint=published, size=size, entry=entry).encode()
         if output is not None:
@@ -253,13 +254,21 @@ def _add_witness(app: typer.Typer) -> None:
         host, _, port = listen.rpartition(":")
         if not port.isdigit():
             raise typer.BadParameter("address:port", param_hint="--listen")
-        with WitnessServer((host.strip("[]"), int(port)), made) as server:
+        try:
+            listening = WitnessServer((host.strip("[]"), int(port)), made)
+        except OSError as error:
+            raise AuditConfigurationError(
+                f"Cannot listen on {listen}: {error.strerror}. Choose another with --listen."
+            ) from error
+        with listening as server:
             (key,) = [one.text for one in made.verifier_keys()]
             address = "{}:{}".format(*server.server_address[:2])
             if as_json:
                 print_json({"verifier_key": key, "listening": address})
             else:
-                typer.echo(f"Verifier key {key}\nListening on {address}")
+                typer.echo("In the configuration file of the log (Ctrl-C stops this witness):\n")
+                typer.echo(f'[[audit.witnesses]]\nurl = "http://{address}"')
+                typer.echo(f'verifier_key = "{key}"')
             sys.stdout.flush()
             server.serve_forever()
 

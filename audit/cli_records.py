@@ -114,6 +114,8 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
             return
         for exchange, opened in zip(page.exchanges, names, strict=True):
             typer.echo(exchange_line(exchange, opened))
+        if not page.exchanges:
+            typer.echo("No entries match.", err=True)
         if page.before is not None:
             typer.echo(f"More: --before {page.before}", err=True)
 

@@ -76,9 +76,19 @@ def log_directory(commands: AuditCommands, log: Path | None) -> Path:
     return Path(commands.settings().directory) if log is None else log
 
 
-def chosen_keys(commands: AuditCommands, given: list[str] | None) -> Sequence[VerifierKey]:
+def chosen_keys(
+    commands: AuditCommands, given: list[str] | None, *, log: Path | None = None
+) -> Sequence[VerifierKey]:
     """Return the log's keys that were given, or else those of the key server."""
-    return parse_keys(given) if given else commands.verifier_keys()
+    if given:
+        return parse_keys(given)
+    if log is not None:
+        # A copy, on a machine that may have no key server: do not start one.
+        raise AuditConfigurationError(
+            "No verifier key was given: pass --key KEY, or --key FILE. `havengate audit key` "
+            "prints it where the log is written."
+        )
+    return commands.verifier_keys()
 
 
 def parse_keys(given: Sequence[str]) -> list[VerifierKey]:

@@ -31,7 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="run only suites whose name contains this")
     chosen = [name for name in SUITES if parser.parse_args().only in name]
-    console = Console()
+    # Wide enough for every column where nobody set a width.
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     results: dict[str, Result] = {}
     for name in chosen:
         with console.status(f"{name} …"):

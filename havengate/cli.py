@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 type HavengateError = KeysError | AuditError | PoliciesError | ConfigurationError
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
+#: As a shell reports SIGINT.
+INTERRUPTED = 130
 
 _file: Path | None = None
 
@@ -58,6 +60,10 @@ def main() -> None:
     _configure_operational_log()
     try:
         build()()
+    except KeyboardInterrupt:
+        # The log knows what was begun; a command that was cut short may be repeated.
+        typer.echo("havengate: interrupted; the command may be repeated", err=True)
+        sys.exit(INTERRUPTED)
     except (KeysError, AuditError, PoliciesError, ConfigurationError) as error:
         sys.exit(_report(error))
 
@@ -199,7 +205,7 @@ def _report(error: HavengateError) -> int:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.diagnostics()}), err=True)
     else:
-        typer.secho(f"havengate: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"havengate: {error} [{error.code}]", err=True, fg=typer.colors.RED)
     return _exit_code(error)
 
 

@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from keys import cli_pseudonyms
 from keys.cli_pseudonyms import PseudonymCommands
-from keys.errors import EmbeddedServerError, KeyConfigurationError
+from keys.errors import EmbeddedServerError, KeyConfigurationError, UnknownPersonError
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
@@ -196,9 +196,16 @@ def _add_erase(app: typer.Typer, commands: KeysCommands) -> None:
         as_json: JSONOption = False,
     ) -> None:
         """Erase a person: destroy their keys now, prove it, and say when the last copy is dead."""
+        with commands.open_to_look() as program:
+            held = program.eraser.held(tenant=tenant or program.tenant, person=person)
+        if held is None:
+            raise UnknownPersonError(
+                f"Nothing was erased: {person} has no key, and was never erased. Check the "
+                "spelling (Patient/7) and the tenant."
+            )
         if not yes:
             typer.confirm(
-                f"Everything sealed for {person} will be unreadable for good. Go on?",
+                f"What {held} keys of {person} sealed will be unreadable for good. Go on?",
                 abort=True,
                 err=True,
             )
@@ -232,7 +239,8 @@ def _add_erase_again(app: typer.Typer, commands: KeysCommands) -> None:
         if as_json:
             _print_json({"destroyed": destroyed})
         else:
-            typer.echo(f"{len(destroyed)} keys had come back and are destroyed again.")
+            came_back = len(destroyed) or "No"
+            typer.echo(f"{came_back} erased keys had come back; none is left.")
 
 
 def _add_check(app: typer.Typer, commands: KeysCommands) -> None:
@@ -293,7 +301,12 @@ def _add_set_up(app: typer.Typer, commands: KeysCommands) -> None:
         for change in report.changed:
             typer.echo(change)
         typer.echo("Everything is in place." if not report.changed else "Done.")
-        typer.echo(f"Name the files in {credentials} under [keys.vault.roles] in your file.")
+        typer.echo("In your configuration file, for each role that this machine needs:")
+        for role in ("gateway", "operator", "audit"):
+            typer.echo(f"\n[keys.vault.roles.{role}]")
+            typer.echo(f'role_id_file = "{credentials / role}.role-id"')
+            typer.echo(f'secret_id_file = "{credentials / role}.secret-id"')
+        typer.echo("\nThen: havengate keys check")
 
 
 # --- Objects for scripts --------------------------------------------------------------------------
@@ -366,6 +379,12 @@ def _print_status(found: dict[str, Any]) -> None:
 def _print_check(report: CheckReport) -> None:
     typer.echo(f"Checked      {report.checked} keys against the key server")
     _print_status(_status_object(report.status))
+    if report.broken and len(report.broken) == report.checked:
+        typer.echo(
+            "Wrong server None of the keys opens: this is probably not the key server that wrapped "
+            "them; see keys.vault.address"
+        )
+        return
     for key_id in report.broken:
         typer.echo(f"Broken       key {key_id} does not open: restore its row from a backup")
     for key_id in report.below_oldest:

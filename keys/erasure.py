@@ -92,6 +92,13 @@ class Eraser:
             for row in table.versions(one)
         ]
 
+    def held(self, *, tenant: str, person: str) -> int | None:
+        """Return how many keys a person has; None for somebody never sealed for nor erased."""
+        keys = len(self._keyring.key_ids(tenant=tenant, person=person))
+        if keys or self._last(tenant, self._keyring.erasure_subject(tenant, person)) is not None:
+            return keys
+        return None
+
     def revived(self, erased: Iterable[str]) -> list[str]:
         """Return which of the keys that the log says were erased are alive, sorted.
 

@@ -53,6 +53,12 @@ class PersonErasedError(KeysError):
     code = "keys.person_erased"
 
 
+class UnknownPersonError(KeysError):
+    """Nobody of that name has a key here: a misspelt name must not look like an erasure."""
+
+    code = "keys.unknown_person"
+
+
 class UnknownKeyError(KeysError):
     """The key table has no such key.
 

@@ -15,7 +15,9 @@ import structlog
 from audit.publish import Publisher
 from audit.reader import LogReader
 from havengate import cli, wiring
+from havengate.configuration import load
 from keys.errors import VaultUnavailableError
+from keys.model import FieldContext
 from tests.havengate.command import run
 from tests.openbao import RunningServer, running_server
 
@@ -30,6 +32,12 @@ def home(tmp_path: Path, openbao: RunningServer) -> Path:
         f'[keys.embedded]\ndirectory = "{server}"\n', encoding="utf-8"
     )
     return tmp_path
+
+
+def seal_something(home: Path) -> None:
+    with wiring.open_program(load(home / "havengate.toml", {}), {}) as program:
+        context = FieldContext(tenant="clinic", person=PERSON, service="ehr", field="Note.text")
+        program.keys.keyring.seal(context, b"a note")
 
 
 def test_a_sealed_key_server_is_shown_as_sealed(tmp_path: Path) -> None:
@@ -60,6 +68,7 @@ def test_a_receipt_is_printed_even_if_the_checkpoint_cannot_be_signed_just_then(
     def away(_: Publisher) -> None:
         raise VaultUnavailableError("away")
 
+    seal_something(home)
     monkeypatch.setattr(Publisher, "publish", away)
     code, out, err = run(home, "keys", "erase", PERSON, "--yes", "--json")
     assert code == 0, err
@@ -67,6 +76,7 @@ def test_a_receipt_is_printed_even_if_the_checkpoint_cannot_be_signed_just_then(
 
 
 def test_no_empty_receipt_is_left_when_nothing_was_erased(home: Path) -> None:
+    seal_something(home)
     receipt = home / "receipt.json"
     words = ("keys", "erase", PERSON, "--yes", "--receipt", str(receipt))
     code, _, _ = run(home, *words, env={"VAULT_ADDR": "http://127.0.0.1:9"})
@@ -93,6 +103,7 @@ def test_who_makes_officers_stands_in_the_log(home: Path) -> None:
 
 
 def test_no_officer_is_made_when_the_log_cannot_be_written(home: Path) -> None:
+    seal_something(home)
     assert run(home, "keys", "erase", PERSON, "--yes")[0] == 0
     (home / "var" / "audit" / "state").write_bytes(b"overwritten")
     code, _, _ = run(home, "keys", "officer", "dave", str(home / "dave"), "--half", "first")

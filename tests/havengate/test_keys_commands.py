@@ -115,6 +115,16 @@ def test_the_installed_command_ends_with_its_exit_code(home: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_misspelt_person_is_no_erasure(home: Path) -> None:
+    seal_something(home)
+    receipt = home / "receipt.json"
+    code, out, err = run(home, "keys", "erase", "Patient 7", "--yes", "--receipt", str(receipt))
+    assert (code, out) == (1, "")
+    assert "Nothing was erased" in err
+    assert "[keys.unknown_person]" in err
+    assert not receipt.exists()
+
+
 def test_nothing_is_erased_without_a_yes(home: Path) -> None:
     text = seal_something(home)
     code, _, err = run(home, "keys", "erase", PERSON)
