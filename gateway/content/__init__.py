@@ -1,0 +1,1 @@
+"""JSON of other apps: path templates and pointers instead of FHIR's rules."""

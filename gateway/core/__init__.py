@@ -1,0 +1,1 @@
+"""The enforcement core: what happens to an exchange, without any I/O."""

@@ -1,0 +1,1 @@
+"""Who asks: tokens of an identity provider, own accounts and sessions, service accounts."""
