@@ -41,7 +41,7 @@ class Handler(Protocol):
     def plan(self, head: RequestHead) -> Inspected | Streamed:
         """Say from the head alone how the exchange must go.
 
-        Raises `BadRequestError` for what cannot be meant and `UnsupportedError` for what nobody may.
+        Raises `BadRequestError` for what cannot be meant, `UnsupportedError` for what nobody may.
         `head.path` is below the route's base.
         """
         ...
