@@ -120,6 +120,7 @@ class End:
     reason: str | None = None
     decision: Decision | None = None
     consent: str | None = None
+    break_glass: str | None = None
     resources: tuple[str, ...] = field(default=(), repr=False)
     patients: tuple[str, ...] = field(default=(), repr=False)
     labels: tuple[str, ...] = ()
@@ -393,6 +394,7 @@ def _merged(act: Act, end: End) -> Act:
         obligations=both(act.obligations, end.obligations),
         decision=end.decision or act.decision,
         consent=end.consent or act.consent,
+        break_glass=end.break_glass or act.break_glass,
         reason=end.reason or act.reason,
         bytes_in=act.bytes_in if end.bytes_in is None else end.bytes_in,
         counts={**act.counts, **end.counts},

@@ -66,6 +66,22 @@ class UpstreamContentError(UpstreamError):
     code = "gateway.upstream_content"
 
 
+# --- The gateway's own parts are down -------------------------------------------------------------
+
+
+class UnavailableError(GatewayError):
+    """Keys, log, directory or facts cannot be had: nothing is released. `code` says which."""
+
+    code = "gateway.unavailable"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
 # --- The operator must act ------------------------------------------------------------------------
 
 

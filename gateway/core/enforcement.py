@@ -12,19 +12,49 @@ of the answer `know`, `ask`, `release` or `withhold`. Before `begin` only readin
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
-from gateway.core.commands import Answer, Command, Fetched
+from gateway.core.commands import (
+    Answer,
+    Assert,
+    Command,
+    Facts,
+    Failed,
+    Fetch,
+    Fetched,
+    LoadFacts,
+    LoadKeys,
+    Recorded,
+    RecordIntent,
+    Signal,
+)
+from gateway.core.entries import Trail
 from gateway.core.messages import RequestHead, ResponseHead
+from gateway.core.questions import Question
+from gateway.errors import UnavailableError, UpstreamError, UpstreamTimeoutError
 from gateway.identity.model import Identified
-from gateway.routes import Route
+from gateway.routes import Route, upstream_path
 from gateway.settings import LimitSettings
-from policies.labels import Labeller, Labels
-from policies.model import Action, Allowed, Decision, Denied, Purpose
-from policies.obligations import Obligation
+from policies import consent, model
+from policies.labels import Labeller
+from policies.model import Allowed, ConsentVerdict, Decision, Denied, Purpose
+from policies.obligations import ALL, Obligation, Review, StepUp
+from policies.store import InForce
+
+__all__ = ["Enforcement", "Question", "RefusedError", "Reply", "Sealer", "Steps"]
 
 type Steps[T] = Generator[Command, Answer, T]
+
+#: The name of the header in which the app receives the statement about who asks.
+IDENTITY_HEADER = "havengate-identity"
+
+_NOT_KNOWN = Denied(
+    reason="It is not known how you stand to this patient.",
+    rules=(),
+    remedy=model.Remedy(kind="operator"),
+    failure="gateway.relation_unknown",
+)
 
 
 class RefusedError(Exception):
@@ -64,22 +94,6 @@ class Sealer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One thing that is asked for. `patient` and `id` are ids without type.
-
-    `authors` are references (`Practitioner/7`) of those who wrote it.
-    """
-
-    action: Action
-    type: str
-    id: str | None = field(default=None, repr=False)
-    patient: str | None = field(default=None, repr=False)
-    authors: frozenset[str] = field(default=frozenset(), repr=False)
-    labels: Labels = field(default_factory=Labels)
-    codes: frozenset[tuple[str, str]] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What a handler gives back: an answer ready to be released once the outcome is durable."""
 
@@ -88,58 +102,160 @@ class Reply:
 
 
 class Enforcement:
-    """See the module. Attributes are read-only for handlers."""
+    """See the module. Attributes are read-only for handlers.
 
-    head: RequestHead
-    route: Route
-    identified: Identified
-    limits: LimitSettings
-    labeller: Labeller
-    sealer: Sealer
-    now: float
+    `now` is Unix time in seconds and stays the same throughout the exchange.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: RequestHead,
+        route: Route,
+        identified: Identified,
+        in_force: InForce,
+        sealer: Sealer,
+        limits: LimitSettings,
+        trail: Trail,
+        now: float,
+        opaque: bool = False,
+    ) -> None:
+        self.head = head
+        self.route = route
+        self.identified = identified
+        self.limits = limits
+        self.labeller: Labeller = in_force.labeller
+        self.sealer = sealer
+        self.now = now
+        self.trail = trail
+        self._engine = in_force.engine
+        self._enforceable = OPAQUE if opaque else ALL
+        self._principal = identified.principal
+        self._consents: dict[str, tuple[consent.Consent, ...]] = {}
+        self._assertion: str | None = None
 
     # --- Facts and questions ----------------------------------------------------------------------
 
     def know(self, patients: Collection[str]) -> Steps[None]:
-        """Learn relations and consents of patients not known yet. Raises when they cannot be."""
-        raise NotImplementedError
+        """Learn relations and consents of patients not known yet.
+
+        Raises `UnavailableError` when they cannot be learnt.
+        """
+        unknown = frozenset(patients).difference(self._consents)
+        if not unknown:
+            return
+        answer = yield LoadFacts(route=self.route, identified=self.identified, patients=unknown)
+        if not isinstance(answer, Facts) or not unknown <= answer.consents.keys():
+            raise unavailable(answer)
+        team = self._principal.care_team | (answer.care_team & unknown)
+        self._principal = replace(self._principal, care_team=team)
+        self._consents |= {patient: answer.consents[patient] for patient in unknown}
 
     def ask(self, question: Question) -> Decision:
         """Ask the rules. Never raises; what cannot be decided is denied.
 
-        Patients must be known before (`know`), or the answer is a denial.
+        Patients must be known before (`know`), or the answer is a denial. Whoever has an open
+        break-glass for the patient is asked for again under that purpose if he is denied otherwise.
         """
-        raise NotImplementedError
+        if question.patient is not None and question.patient not in self._consents:
+            return _NOT_KNOWN
+        decision = self._decide(question, self.identified.purpose)
+        grant = self.identified.break_glass
+        if (
+            isinstance(decision, Allowed)
+            or decision.failure is not None
+            or grant is None
+            or question.patient not in grant.patients
+        ):
+            return decision
+        again = self._decide(question, "BTG")
+        return again if isinstance(again, Allowed) else decision
 
-    def demand(self, question: Question) -> Allowed:
-        """Ask, and raise `RefusedError` unless allowed."""
-        raise NotImplementedError
+    def demand(self, question: Question, *, hide: bool = False) -> Allowed:
+        """Ask, and raise `RefusedError` unless allowed. What is allowed is noted for the log."""
+        decision = self.ask(question)
+        self.trail.asked(question, decision)
+        if isinstance(decision, Denied):
+            raise RefusedError(decision, hide=hide)
+        self._note_break_glass(decision)
+        return decision
+
+    def _decide(self, question: Question, purpose: Purpose) -> Decision:
+        authors = question.authors & self._principal.references
+        request = model.Request(
+            principal=self._principal,
+            action=question.action,
+            resource=model.Resource(
+                service=self.route.name,
+                kind=self.route.settings.kind,
+                type=question.type,
+                id=question.id,
+                patient=question.patient,
+                author=next(iter(authors), None) or next(iter(question.authors), None),
+                labels=question.labels.codes,
+                confidentiality=question.labels.confidentiality,
+            ),
+            context=model.Context(
+                purpose=purpose,
+                now=self.now,
+                client=self.identified.client,
+                break_glass=self.identified.break_glass,
+            ),
+        )
+        consents = self._consents.get(question.patient or "", ())
+        if consents:
+            verdict = consent.judge(consents, request, codes=question.codes)
+            if verdict != _NO_VERDICT:
+                request = replace(request, context=replace(request.context, consent=verdict))
+        return self._engine.decide(request, enforceable=self._enforceable)
+
+    def _note_break_glass(self, allowed: Allowed) -> None:
+        if self.identified.break_glass is not None and "break-glass.open" in allowed.rules:
+            self.trail.broke_glass()
 
     # --- The log ----------------------------------------------------------------------------------
 
     def begin(
-        self, questions: Iterable[Question], *, counts: dict[str, int] | None = None
+        self, questions: Iterable[Question] = (), *, counts: dict[str, int] | None = None
     ) -> Steps[None]:
-        """Make the intent durable: once, before anything that changes something."""
-        raise NotImplementedError
+        """Make the intent durable: once, before anything that changes something.
+
+        `questions` are those that were allowed. Raises `UnavailableError` if the log cannot be
+        written.
+        """
+        if self.trail.begun is not None:
+            raise RuntimeError("An exchange begins once.")
+        for question in questions:
+            self.trail.touched(question)
+        answer = yield RecordIntent(act=self.trail.act("allow", counts=counts))
+        if not isinstance(answer, Recorded):
+            raise unavailable(answer)
+        self.trail.begun = answer.begun
 
     def release(self, question: Question, allowed: Allowed) -> tuple[Obligation, ...]:
         """Note that a record will be released; return the obligations to carry out on it."""
-        raise NotImplementedError
+        self.trail.released(question, allowed)
+        self._note_break_glass(allowed)
+        return allowed.obligations
 
     def withhold(self, question: Question, denied: Denied) -> None:
         """Note that a record was left out."""
-        raise NotImplementedError
+        self.trail.withheld(question, denied)
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a number that the log will show (`returned`, `total`, …)."""
-        raise NotImplementedError
+        self.trail.count(name, number)
 
     # --- Keys and the app -------------------------------------------------------------------------
 
     def load_keys(self, *, persons: Iterable[str] = (), texts: Iterable[str] = ()) -> Steps[None]:
-        """Bring keys into memory. Raises when they cannot be."""
-        raise NotImplementedError
+        """Bring keys into memory. Raises `UnavailableError` when they cannot be."""
+        wanted, sealed = frozenset(persons), tuple(texts)
+        if not wanted and not sealed:
+            return
+        answer = yield LoadKeys(persons=wanted, texts=sealed)
+        if answer is not Signal.DONE:
+            raise unavailable(answer)
 
     def fetch(self, head: RequestHead, body: bytes = b"") -> Steps[Fetched]:
         """Ask the app, the statement of identity added. Raises an `UpstreamError`.
@@ -147,4 +263,47 @@ class Enforcement:
         `head.path` is as the client would write it, below the route's base. Before `begin` only
         GET is sent.
         """
-        raise NotImplementedError
+        if self.trail.begun is None and head.method != "GET":
+            raise RuntimeError("Nothing is changed before the intent is durable.")
+        addressed = yield from self.address(head)
+        limit = self.limits.inspected_answer_bytes
+        answer = yield Fetch(route=self.route, head=addressed, body=body, limit=limit)
+        if not isinstance(answer, Fetched):
+            raise upstream_failure(answer)
+        return answer
+
+    def address(self, head: RequestHead) -> Steps[RequestHead]:
+        """The request as the app gets it: its own path, and the statement about who asks."""
+        if self._assertion is None:
+            answer = yield Assert(route=self.route, identified=self.identified)
+            if not isinstance(answer, bytes):
+                raise unavailable(answer)
+            self._assertion = answer.decode("ascii")
+        return replace(
+            head,
+            path=upstream_path(self.route, self.route.base + head.path),
+            headers=head.headers.with_(IDENTITY_HEADER, self._assertion),
+        )
+
+
+#: What can be done about content that nobody looks into.
+OPAQUE: Final = frozenset[type]((StepUp, Review))
+
+_NO_VERDICT = ConsentVerdict()
+
+
+def unavailable(answer: object) -> UnavailableError:
+    """What to raise when something of the gateway's own did not answer as it should."""
+    if isinstance(answer, Failed):
+        return UnavailableError(answer.message or "Something that is needed is down.", answer.code)
+    return UnavailableError("Something that is needed gave no usable answer.", "gateway.internal")
+
+
+def upstream_failure(answer: object) -> UpstreamError:
+    """What to raise when the app did not answer as it should."""
+    if not isinstance(answer, Failed):
+        return UpstreamError("The app behind gave no usable answer.")
+    kind = UpstreamTimeoutError if answer.timed_out else UpstreamError
+    error = kind(answer.message or "The app behind did not answer.")
+    error.code = answer.code
+    return error
