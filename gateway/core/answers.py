@@ -8,8 +8,11 @@ the exchange, by which an officer finds it in the log.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Literal
 from urllib.parse import quote
 
@@ -54,16 +57,24 @@ _TYPES: dict[Form, str] = {
     "problem": "application/problem+json",
     "page": "text/html; charset=utf-8",
 }
+_STYLE = """
+body{font:1.05rem/1.6 system-ui,sans-serif;color:#1d2b33;background:#f4f6f5;margin:0}
+main{max-width:34rem;margin:12vh auto 0;padding:2rem 1.5rem;background:#fff;border-radius:.75rem;
+box-shadow:0 1px 3px #0002}
+h1{font-size:1.4rem;line-height:1.3;margin:0 0 1rem} a{color:#0b5c6b}
+.small{color:#5a6a72;font-size:.85rem}
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'self'"
+)
 #: For every answer that the gateway itself writes.
 _OWN: tuple[tuple[str, str], ...] = (
     ("cache-control", "no-store"),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
-    (
-        "content-security-policy",
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'self'",
-    ),
+    ("content-security-policy", _POLICY),
 )
 
 
@@ -126,7 +137,11 @@ def sign_in(challenge: str, *, given: bool) -> Refusal:
 
 def write(refusal: Refusal, *, form: Form, head: RequestHead, request: str) -> Reply:
     """The answer in full. A browser that must sign in is led to the page where it can."""
-    if form == "page" and refusal.status == 401 and head.method in {"GET", "HEAD"}:
+    if (
+        form == "page"
+        and refusal.status == HTTPStatus.UNAUTHORIZED
+        and head.method in {"GET", "HEAD"}
+    ):
         page = "step-up" if refusal.remedy == "step_up" else "sign-in"
         location = f"{OWN_PREFIX}{page}?next={quote(head.target, safe='')}"
         return _reply(303, form, b"", (("location", location),))
@@ -171,13 +186,7 @@ def _outcome(refusal: Refusal, title: str, request: str) -> bytes:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>
-body{{font:1.05rem/1.6 system-ui,sans-serif;color:#1d2b33;background:#f4f6f5;margin:0}}
-main{{max-width:34rem;margin:12vh auto 0;padding:2rem 1.5rem;background:#fff;border-radius:.75rem;
-box-shadow:0 1px 3px #0002}}
-h1{{font-size:1.4rem;line-height:1.3;margin:0 0 1rem}} a{{color:#0b5c6b}}
-.small{{color:#5a6a72;font-size:.85rem}}
-</style></head><body><main><h1>{title}</h1><p>{detail}</p>{remedy}
+<style>{style}</style></head><body><main><h1>{title}</h1><p>{detail}</p>{remedy}
 <p class="small">If you ask for help, give this number: {request}</p></main></body></html>
 """
 _LINKS: dict[RemedyKind, tuple[str, str]] = {
@@ -191,9 +200,10 @@ def _page(refusal: Refusal, title: str, request: str) -> bytes:
     if refusal.remedy in _LINKS:
         page, words = _LINKS[refusal.remedy]
         remedy += f'<p><a href="{OWN_PREFIX}{page}">{words}</a></p>'
-    elif refusal.status == 401:
+    elif refusal.status == HTTPStatus.UNAUTHORIZED:
         remedy += f'<p><a href="{OWN_PREFIX}sign-in">Sign in</a></p>'
     return _PAGE.format(
+        style=_STYLE,
         title=html.escape(title),
         detail=html.escape(refusal.detail),
         remedy=remedy,

@@ -90,6 +90,11 @@ class Trail:
         self._rules.update(denied.rules)
         self.count("withheld")
 
+    def denied(self, denied: Denied) -> None:
+        """Note what refused the exchange as a whole."""
+        self.decision = "deny"
+        self._rules.update(denied.rules)
+
     def count(self, name: str, number: int = 1) -> None:
         """Add to a number."""
         self._counts[name] = self._counts.get(name, 0) + number
