@@ -225,13 +225,24 @@ class Recorder(_Drafting):
 
 
 class AsyncRecorder(_Drafting):
-    """As `Recorder`, for an event loop, which it never blocks. Tasks may share it."""
+    """As `Recorder`, for an event loop, which it never blocks. Tasks may share it.
+
+    `ready(tenant, persons)` says whether sealing for these persons is arithmetic only; otherwise,
+    and always without it, names are sealed in a thread.
+    """
 
     def __init__(
-        self, log: AsyncAppender, *, sealer: PersonSealer, clock: Clock, ids: Callable[[], str]
+        self,
+        log: AsyncAppender,
+        *,
+        sealer: PersonSealer,
+        clock: Clock,
+        ids: Callable[[], str],
+        ready: Callable[[str, set[str]], bool] | None = None,
     ) -> None:
         super().__init__(sealer=sealer, clock=clock, ids=ids)
         self._log = log
+        self._ready = ready
 
     async def intent(self, act: Act, *, request: str | None = None) -> Begun:
         """As `Recorder.intent`."""
@@ -257,9 +268,14 @@ class AsyncRecorder(_Drafting):
         return draft.begun(await self._append(draft))
 
     async def _append(self, draft: _Draft) -> int:
-        if draft.unsealed():
-            # A key that is not in memory costs a call of the key server, which blocks.
-            await asyncio.to_thread(draft.seal, self._sealer)
+        names = draft.unsealed()
+        if names:
+            persons = {person for _, person, _ in names}
+            if self._ready is not None and self._ready(draft.act.tenant, persons):
+                draft.seal(self._sealer)
+            else:
+                # A key that is not in memory costs a call of the key server, which blocks.
+                await asyncio.to_thread(draft.seal, self._sealer)
         indices = [(await self._log.append_async(raw)).index for raw in draft.encode()]
         return indices[0]
 

@@ -108,6 +108,24 @@ class Keyring:
                 continue
         self._prefetch(key_ids, create=False)
 
+    def is_loaded(
+        self, tenant: str, *, persons: Iterable[str] = (), texts: Iterable[str] = ()
+    ) -> bool:
+        """True if sealing for these persons and opening these texts will ask no key server.
+
+        False where that is not sure: a malformed text, or a person never met.
+        """
+        store = self._store
+        if not store.is_loaded((TAG_KEY,)):
+            return False
+        try:
+            ids = {parse_sealed(text).key_id for text in texts}
+        except MalformedSealedTextError:
+            return False
+        return store.is_loaded(ids) and store.is_loaded(
+            self._subject(tenant, person).owner for person in persons
+        )
+
     # --- Large content ----------------------------------------------------------------------------
 
     def seal_stream(self, context: FieldContext, sink: BinaryIO) -> ChunkedWriter:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from keys import aead
 from keys.datakeys import ATTEMPTS, DataKey, DataKeyCache, KeyName, SealBudget
@@ -127,6 +127,10 @@ class KeyStore:
         """
         self.refresh()
         self._cache.load(list(names), self._fetch_or_make if create else self._fetch)
+
+    def is_loaded(self, names: Iterable[KeyName]) -> bool:
+        """True if all of these keys are in memory now, so that using them asks no key server."""
+        return all(self._cache.get(name) is not None for name in names)
 
     def replenish(self, key: DataKey) -> None:
         """Reserve more seals for a key that has none left, or retire it for a successor."""

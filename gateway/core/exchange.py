@@ -169,6 +169,8 @@ class _Exchange:
     def _known_route(self, route: Route) -> Steps[None]:
         handler = self.site.handlers[route.name]
         answer = yield Identify(head=self.head, route=route)
+        if isinstance(answer, Failed) and answer.who == "caller":
+            raise BadRequestError(answer.message)
         if not isinstance(answer, Identified | NotIdentified):
             raise unavailable(answer)
         self.trail = self._trail(route, answer if isinstance(answer, Identified) else None)
