@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from audit.settings import AuditSettings
+from gateway.settings import GatewaySettings
 from havengate.errors import ConfigurationError
 from keys.settings import KeysSettings
 from policies.settings import PoliciesSettings
@@ -37,6 +38,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keys: KeysSettings = KeysSettings()
     audit: AuditSettings = AuditSettings()
     policies: PoliciesSettings = PoliciesSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
@@ -80,6 +82,11 @@ def _refuse_unknown(raw: Mapping[str, Any], kind: type, *, prefix: str, where: s
         section = _section(known[key])
         if section is not None and isinstance(value, Mapping):
             _refuse_unknown(value, section, prefix=f"{prefix}{key}.", where=where)
+        member = _member(known[key])
+        if member is not None and isinstance(value, list):
+            for place, item in enumerate(value, start=1):
+                if isinstance(item, Mapping):
+                    _refuse_unknown(item, member, prefix=f"{prefix}{key}[{place}].", where=where)
 
 
 def _hint(key: str, known: Mapping[str, object]) -> str:
@@ -93,6 +100,13 @@ def _section(annotation: object) -> type[msgspec.Struct] | None:
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return annotation
     return None
+
+
+def _member(annotation: object) -> type[msgspec.Struct] | None:
+    """The kind of the sections in a list of sections, such as `[[gateway.routes]]`."""
+    if get_origin(annotation) is not tuple:
+        return None
+    return _section(get_args(annotation)[0])
 
 
 def _lay_environment_on_top(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -138,7 +152,9 @@ def _located[S: msgspec.Struct](settings: S, base: Path) -> S:
             changes[field.name] = str(base / Path(value).expanduser())
         elif kind == "url":
             changes[field.name] = _located_url(value, base, field.name)
-        elif get_origin(field.type) is dict:
+        elif _member(field.type) is not None:
+            changes[field.name] = tuple(_located(item, base) for item in value)
+        elif get_origin(field.type) is dict and _section(get_args(field.type)[1]) is not None:
             changes[field.name] = {key: _located(item, base) for key, item in value.items()}
     return msgspec.structs.replace(settings, **changes)
 
