@@ -22,7 +22,7 @@ SOURCE = "HL7 FHIR R4 (4.0.1), https://hl7.org/fhir/R4/, CC0"
 
 #: What follows a path in an expression and only narrows it: filters, casts, indices, tests.
 NARROWED = re.compile(r"\.where\((?:[^()]|\([^()]*\))*\)|\.(?:as|exists)\([^()]*\)|\[[0-9]+\]")
-PATH = re.compile(r"\b[A-Z][A-Za-z]+(?:\.[a-z][A-Za-z]*)*")
+PATH = re.compile(r"\b[A-Z][A-Za-z]+(?:\.[a-z][A-Za-z0-9]*)*")
 
 
 def main(folder: Path) -> None:

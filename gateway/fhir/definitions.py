@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, cast
 
 import orjson
 
-_WRITTEN: Final = re.compile(r"([A-Za-z]+)(\[x\])?(\*)?(!)?(\?)?:(.+)").fullmatch
+_WRITTEN: Final = re.compile(r"([A-Za-z0-9]+)(\[x\])?(\*)?(!)?(\?)?:(.+)").fullmatch
 
 #: Primitive kinds in which any text may stand (FHIR R4 section 2.24.0.1).
 TEXTS: Final = frozenset({"string", "markdown"})

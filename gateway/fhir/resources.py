@@ -52,7 +52,7 @@ _PRODUCTS: Final = (
     "SubstanceReferenceInformation SubstanceSourceMaterial SubstanceSpecification"
 )
 _NOT_PATIENT_TYPES: Final = frozenset(
-    " ".join((_DIRECTORY, _DEFINITIONS, _VOCABULARY, _PRODUCTS)).split()
+    f"{_DIRECTORY} {_DEFINITIONS} {_VOCABULARY} {_PRODUCTS}".split()
 )
 
 #: Patients of types that the compartment leaves out although they may be about one.
