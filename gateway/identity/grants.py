@@ -1,0 +1,114 @@
+"""Emergency grants (break-glass): who may open whose record, why, and until when."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any, Final
+
+from sqlalchemy import Row, func, insert, select, update
+
+from gateway.errors import AccountError
+from gateway.identity.database import DirectoryDatabase
+from gateway.identity.records import Grant
+from gateway.identity.schema import grants
+from keys.ports import Clock
+
+MIN_REASON_CHARACTERS: Final = 10
+MAX_REASON_CHARACTERS: Final = 500
+MAX_DURATION_S: Final = 4 * 3_600
+#: More records than this at once is no emergency of one person.
+MAX_OPEN: Final = 5
+_PATIENT = re.compile(r"[A-Za-z0-9.-]{1,64}").fullmatch
+
+
+class Grants:
+    """Opens, lists and ends grants. Thread-safe. Whether a role may have one, rules decide."""
+
+    def __init__(self, database: DirectoryDatabase, *, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def open(self, account: str, *, patient: str, reason: str, duration_s: int) -> Grant:
+        """Open a record until `duration_s` from now.
+
+        Raises `AccountError` for a reason, patient or duration that is not acceptable, or if too
+        many are open.
+        """
+        check_grant(patient=patient, reason=reason, duration_s=duration_s)
+        now = self._clock()
+        grant = Grant(
+            id=uuid.uuid4().hex,
+            account=account,
+            patient=patient,
+            reason=reason.strip(),
+            begins_at=now,
+            ends_at=now + duration_s,
+        )
+        with self._database.writing() as connection:
+            self._database.lock(connection)
+            count = connection.execute(
+                select(func.count())
+                .select_from(grants)
+                .where(grants.c.account == account, grants.c.ends_at > now)
+            ).scalar_one()
+            if count >= MAX_OPEN:
+                raise AccountError(
+                    f"expected at most {MAX_OPEN} open records, got one more; end one first"
+                )
+            connection.execute(
+                insert(grants).values(
+                    id=grant.id,
+                    account=account,
+                    patient=patient,
+                    reason=grant.reason,
+                    begins_at=grant.begins_at,
+                    ends_at=grant.ends_at,
+                )
+            )
+        return grant
+
+    def of(self, account: str) -> list[Grant]:
+        """The open grants of an account, the latest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(grants)
+                .where(grants.c.account == account, grants.c.ends_at > self._clock())
+                .order_by(grants.c.begins_at.desc())
+            ).all()
+        return [grant_of(row) for row in rows]
+
+    def end(self, account: str, grant: str) -> None:
+        """End a grant of this account now; those of others are not touched."""
+        now = self._clock()
+        with self._database.writing() as connection:
+            connection.execute(
+                update(grants)
+                .where(grants.c.id == grant, grants.c.account == account, grants.c.ends_at > now)
+                .values(ends_at=now)
+            )
+
+
+def check_grant(*, patient: str, reason: str, duration_s: int) -> None:
+    """Raise `AccountError` unless a grant may be asked for in these words."""
+    if not _PATIENT(patient):
+        raise AccountError("expected the id of one patient, such as 3; correct it")
+    if not MIN_REASON_CHARACTERS <= len(reason.strip()) <= MAX_REASON_CHARACTERS:
+        raise AccountError(
+            f"expected a reason of {MIN_REASON_CHARACTERS} to {MAX_REASON_CHARACTERS} characters, "
+            f"got {len(reason.strip())}; say why it cannot wait"
+        )
+    if not 0 < duration_s <= MAX_DURATION_S:
+        raise AccountError("expected at most four hours; ask for less")
+
+
+def grant_of(row: Row[Any]) -> Grant:
+    """The grant that a row of the table holds."""
+    return Grant(
+        id=row.id,
+        account=row.account,
+        patient=row.patient,
+        reason=row.reason,
+        begins_at=row.begins_at,
+        ends_at=row.ends_at,
+    )
