@@ -207,13 +207,21 @@ def reference_target(reference: str) -> tuple[str, str] | None:
     return (parts[1], parts[2]) if parts else None
 
 
+def owner_paths(resource_type: str) -> tuple[str, ...]:
+    """Paths of the references that `patients_of` reads in a resource of this type."""
+    return (
+        compartment_of(resource_type)
+        or _BESIDE_THE_COMPARTMENT.get(resource_type)
+        or tuple(f"{resource_type}.{name}" for name in _ANY_TYPE)
+    )
+
+
 def _references(resource: Json) -> Iterator[tuple[bool, object]]:
     """What stands where the compartment looks, and whether it says whose the resource is."""
     resource_type = resource.get("resourceType")
     if not isinstance(resource_type, str):
         return
-    paths = compartment_of(resource_type) or _BESIDE_THE_COMPARTMENT.get(resource_type)
-    for path in paths or [f"{resource_type}.{name}" for name in _ANY_TYPE]:
+    for path in owner_paths(resource_type):
         names = path.split(".")[1:]
         for value in _values(resource, names):
             yield names[0] in _OWNERS and len(names) == 1, value
