@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 ARGS ?=
 JOBS ?= auto
 
-# Debian's programs that some tests talk to. Without them those tests skip and say why.
-APT_PACKAGES := postgresql
+# Debian's programs that some tests talk to. Without them those tests skip and say why. After a colon
+# stands the package of a command that may be there from elsewhere.
+APT_PACKAGES := postgresql chromium:chromium nginx:nginx-light wrk:wrk node:nodejs npm:npm
 
 .PHONY: help demo test lint bench format lock apt clean
 

@@ -1,9 +1,15 @@
 #!/bin/sh
-# Usage: apt-install.sh PACKAGE...
-# Installs Debian packages that are not there yet; says so and goes on where apt is not to be had.
+# Usage: apt-install.sh [COMMAND:]PACKAGE...
+# Installs Debian packages that are not there yet. With a command, nothing is installed where that command
+# is there already, whoever put it there. Fails, and says what to install, where apt is not to be had.
 set -eu
+PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-for package in "$@"; do
+for wanted in "$@"; do
+    package=${wanted#*:}
+    case $wanted in
+    *:*) command -v "${wanted%%:*}" >/dev/null && continue ;;
+    esac
     dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing="$missing $package"
 done
 if [ -z "$missing" ]; then

@@ -7,6 +7,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -38,11 +39,20 @@ def free_port() -> int:
 
 
 def get(
-    url: str, *, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str] = {}
+    url: str,
+    *,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: Mapping[str, str] = {},
+    trust: ssl.SSLContext | None = None,
 ) -> Answered:
-    """One request over plain HTTP, the path sent as it is written."""
+    """One request, the path sent as it is written; `trust` checks an `https` server."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    connection = (
+        http.client.HTTPSConnection(parts.netloc, timeout=30, context=trust)
+        if parts.scheme == "https"
+        else http.client.HTTPConnection(parts.netloc, timeout=30)
+    )
     try:
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         connection.request(method, target, body=body, headers=dict(headers))
