@@ -49,7 +49,13 @@ from gateway.core.enforcement import (
 )
 from gateway.core.entries import Trail
 from gateway.core.handler import Handler, Streamed
-from gateway.core.headers import check_request, clean_request, clean_response, is_upgrade
+from gateway.core.headers import (
+    check_request,
+    clean_request,
+    clean_response,
+    is_upgrade,
+    never_stored,
+)
 from gateway.core.messages import Headers, RequestHead, ResponseHead
 from gateway.errors import (
     BadRequestError,
@@ -59,7 +65,7 @@ from gateway.errors import (
     UpstreamContentError,
 )
 from gateway.identity.model import Identified, NotIdentified
-from gateway.routes import OWN_PREFIX, Route, match
+from gateway.routes import OWN_PREFIX, Route, client_location, match
 from gateway.settings import LimitSettings
 from policies.model import Action, Denied, Principal
 from policies.store import InForce
@@ -148,7 +154,7 @@ class _Exchange:
     # --- In order -----------------------------------------------------------------------------
 
     def _attempt(self) -> Steps[None]:
-        check_request(self.head)
+        check_request(self.head, self.site.limits)
         if is_upgrade(self.head):
             raise UnsupportedError(
                 "Connections that stay open (WebSocket, upgrade) are not offered here yet.",
@@ -438,26 +444,12 @@ class _Exchange:
         """The app's own answer, as far as it may leave."""
         cleaned = clean_response(head)
         fields = [
-            (name, self._located(value, route) if name == "location" else value)
+            (name, client_location(route, value) if name == "location" else value)
             for name, value in cleaned.headers
             if not (name == "set-cookie" and value.lstrip().lower().startswith(_COOKIE))
         ]
-        headers = Headers(tuple(fields))
-        if private:
-            headers = headers.with_("cache-control", "private, no-store")
-        return replace(cleaned, headers=headers)
-
-    def _located(self, location: str, route: Route) -> str:
-        """A redirect to the app itself, led back through the gateway."""
-        own = f"{route.upstream_scheme}://{route.upstream_authority}"
-        if not (location == own or location.startswith((f"{own}/", f"{own}?"))):
-            return location
-        target = location.removeprefix(own)
-        if route.upstream_base and target.startswith(route.upstream_base):
-            target = target.removeprefix(route.upstream_base)
-        if route.settings.strip_path:
-            target = route.base + target
-        return target or "/"
+        passed = replace(cleaned, headers=Headers(tuple(fields)))
+        return never_stored(passed) if private else passed
 
     def _trail(self, route: Route, identified: Identified | None) -> Trail:
         return Trail(
@@ -520,6 +512,8 @@ def _too_large(answer: object) -> GatewayError:
 
 def _guarded(reply: Reply) -> Reply:
     """What was looked into stays with the one who asked: no cache on the way keeps it."""
-    headers = reply.head.headers.with_("cache-control", "private, no-store")
-    headers = headers.with_("x-content-type-options", "nosniff")
-    return replace(reply, head=replace(reply.head, headers=headers))
+    head = never_stored(clean_response(reply.head))
+    return replace(reply, head=replace(head, headers=head.headers.with_(*_NO_SNIFFING)))
+
+
+_NO_SNIFFING = ("x-content-type-options", "nosniff")

@@ -133,7 +133,7 @@ def test_the_app_gets_the_statement_and_not_the_credentials() -> None:
 def test_what_was_looked_into_is_kept_by_no_cache() -> None:
     world = treating()
     world.run(get("/Observation/7"), records())
-    assert world.heads[0].headers.get("cache-control") == "private, no-store"
+    assert world.heads[0].headers.get("cache-control") == "no-store"
 
 
 # --- Denials ----------------------------------------------------------------------------------

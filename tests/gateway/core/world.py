@@ -27,6 +27,10 @@ NOW = 1_800_000_000.0
 SECRET = b"what only the right one may read"
 
 
+#: What a client that has gone away answers.
+CLIENT = (c.ReceiveAll, c.Receive, c.Respond, c.StartResponse, c.Release)
+
+
 @cache
 def in_force() -> InForce:
     return load_in_force(PoliciesSettings())
@@ -129,8 +133,9 @@ class World:
             try:
                 command = next(steps) if answer is None else steps.send(answer)
             except StopIteration as stop:
-                self.summary = stop.value
-                return stop.value
+                summary: Summary = stop.value
+                self.summary = summary
+                return summary
             self.asked.append(command)
             answer = self._answered(command)
 
@@ -138,7 +143,7 @@ class World:
         here = len(self.asked) - 1
         if here == self.fail_at:
             return self.failure
-        if here == self.gone_at:
+        if here == self.gone_at and isinstance(command, CLIENT):
             return Signal.GONE
         return self._play(command)
 
