@@ -37,7 +37,9 @@ class RuleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `path` is a template below the route's path: `/patients/{patient}/mood/{id}`; `{rest*}` at its
     end takes the rest. The variables `patient`, `id` and `author` mean what they say. Pointers
     (RFC 6901, with `*` for every item) find the same in JSON bodies: `request_…` in what is sent,
-    `…` in what comes back. `items` leads to a list whose members are decided one by one.
+    `…` in what comes back. `items` leads to a list whose members are decided one by one; of what
+    stands beside it only `total`, made to fit, and what `keep` points to is released. The other
+    pointers begin at one member. `request_patient = "?name"` is a parameter of the query.
     `public`: this may be had without signing in, if the rules say so too.
     """
 
@@ -50,6 +52,7 @@ class RuleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     id: str = ""
     items: str = ""
     total: str = ""
+    keep: tuple[str, ...] = ()
     request_patient: str = ""
     codes: tuple[str, ...] = ()
     public: bool = False

@@ -1,0 +1,225 @@
+"""Writes to an app that does not speak FHIR: whose record it is comes first.
+
+Every patient that the request or the record as it is now names is asked for; one denial stops the
+write before anything is sent. The body goes on as it was understood, with its fields sealed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from gateway.content import bodies, release
+from gateway.content.pointers import JSON, Pointer
+from gateway.content.reading import Reading, absent
+from gateway.content.records import decide, labels_of, questions_about
+from gateway.content.rules import Rule, patients_in
+from gateway.core.commands import Fetched
+from gateway.core.enforcement import Question, RefusedError, Reply, Steps
+from gateway.core.questions import patient_reference
+from gateway.errors import BadRequestError, UnsupportedError, UpstreamContentError
+from policies.errors import UnlabelledContentError
+from policies.model import Denied
+from policies.obligations import Obligation, join
+
+_CHANGES = frozenset({"PUT", "PATCH", "DELETE"})
+_HIDE_FROM = frozenset({"PUT", "PATCH"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """One write. `shows`: it is a POST that only asks, so a denied answer is a refusal."""
+
+    reading: Reading
+    shows: bool
+
+    @property
+    def _rule(self) -> Rule:
+        return self.reading.rule
+
+    def write(self, body: bytes, query: str) -> Steps[Reply]:
+        """The whole of a POST, PUT, PATCH or DELETE."""
+        asking = self.reading.enforcement
+        content, is_json = bodies.parse_request(asking.head, body)
+        if body and not is_json:
+            self._refuse_unseen()
+        records = content if isinstance(content, list) else [content] if is_json else []
+        named = self.reading.named()
+        told = named | self._told(content, records)
+        prior = yield from self._prior(query, named)
+        before = [] if prior is None else [question for question in prior if question.patient]
+        concerned = told | {one.patient for one in before if one.patient is not None}
+        if self._rule.has_patients and not concerned and not self.shows:
+            raise UnsupportedError(
+                "Whose record this is must be in the request before anything is written."
+            )
+        yield from asking.know(concerned)
+        questions = self._questions(records, told, before or prior or [])
+        obligations = join(
+            one for question in questions for one in asking.demand(question).obligations
+        )
+        self._refuse_hidden(obligations)
+        yield from asking.begin()
+        sent = body
+        if is_json:
+            sent = yield from self._sealed(content, told or concerned)
+        head = bodies.upstream_head(asking.head, query=query, reading=False)
+        fetched = yield from asking.fetch(head, sent)
+        action = self._rule.action_for(asking.head.method) if self.shows else "read"
+        return (
+            yield from self.reading.reply(
+                fetched,
+                action=action,
+                asked=concerned,
+                obligations=obligations,
+                written=not self.shows,
+            )
+        )
+
+    # --- Whose it is ------------------------------------------------------------------------------
+
+    def _told(self, content: JSON, records: list[JSON]) -> frozenset[str]:
+        """Patients that the body names. One that cannot be read stops the write."""
+        told = _named(content, self._rule.request_patient)
+        for record in records:
+            told |= _named(record, self._rule.patient)
+        if self._rule.request_patient is None and self._rule.patient is not None:
+            unnamed = any(not self._rule.patient.find(record) for record in records)
+            if unnamed and len(records) > 1:
+                raise UnsupportedError("Each record of a list must say whose it is.")
+        return told
+
+    def _prior(self, query: str, named: frozenset[str]) -> Steps[list[Question] | None]:
+        """Questions about the record as it is now; None where it does not matter, or is not there.
+
+        Raises `RefusedError`, as if it were not there for those who may not know of it.
+        """
+        asking, rule = self.reading.enforcement, self._rule
+        method = asking.head.method
+        if method not in _CHANGES or rule.patient is None:
+            return None
+        head = bodies.upstream_head(asking.head, query=query, reading=True)
+        fetched = yield from asking.fetch(head)
+        if absent(fetched):
+            if method != "PUT":
+                raise UnsupportedError("There is nothing here.", status=404)
+            return None
+        record = _record(fetched)
+        [seen] = yield from decide(
+            asking,
+            [record],
+            self.reading.matched,
+            action=rule.action_for(method),
+            fields=self.reading.fields,
+            asked=named,
+        )
+        if isinstance(seen.decision, Denied):
+            hide = not self.reading.may_know_of(seen.question)
+            raise RefusedError(seen.decision, hide=hide)
+        patients = patients_in(record, rule.patient) or frozenset()
+        return questions_about(
+            seen.content,
+            self.reading.matched,
+            action=rule.action_for(method),
+            patients=patients,
+            labels=seen.question.labels,
+        )
+
+    def _questions(
+        self, records: list[JSON], told: frozenset[str], before: list[Question]
+    ) -> list[Question]:
+        """What must all be allowed: of what is there now, and of what it would become."""
+        asking = self.reading.enforcement
+        action = self._rule.action_for(asking.head.method)
+        authors = {one for question in before for one in question.authors} if before else None
+        questions = list(before)
+        for record in records or [None]:
+            try:
+                labels = labels_of(asking, record, self._rule)
+            except UnlabelledContentError as error:
+                raise BadRequestError(
+                    "The body is nested too deeply or has too many values.", status=413
+                ) from error
+            for question in before:
+                labels |= question.labels
+            patients = told or {one.patient for one in before if one.patient is not None}
+            questions += questions_about(
+                record,
+                self.reading.matched,
+                action=action,
+                patients=patients,
+                labels=labels,
+                authors=authors,
+            )
+        return questions
+
+    # --- What may not go on -----------------------------------------------------------------------
+
+    def _refuse_unseen(self) -> None:
+        rule = self._rule
+        pointed = (rule.request_patient, rule.patient, rule.author, rule.id, *rule.codes)
+        if any(pointed) or self.reading.fields.of(rule.type):
+            raise UnsupportedError("Send JSON here: the body must be looked into.", status=415)
+
+    def _refuse_hidden(self, obligations: Iterable[Obligation]) -> None:
+        """Who does not see all of a record must not write all of it."""
+        method = self.reading.enforcement.head.method
+        if method in _HIDE_FROM and release.hides(obligations, self._rule.type):
+            raise UnsupportedError("You do not see all of this record, so you cannot replace it.")
+
+    # --- Sealing ----------------------------------------------------------------------------------
+
+    def _sealed(self, content: JSON, told: frozenset[str]) -> Steps[bytes]:
+        fields, asking = self.reading.fields, self.reading.enforcement
+        type_ = self._rule.type
+        if not fields.of(type_):
+            return bodies.dump_json(content)
+        records = content if isinstance(content, list) else [content]
+        persons = [self._person(record, told) for record in records]
+        yield from asking.load_keys(persons=[one for one in persons if one])
+        sealed = [
+            fields.protect(
+                record, type_, person=person, service=asking.route.name, sealer=asking.sealer
+            )
+            for record, person in zip(records, persons, strict=True)
+        ]
+        return bodies.dump_json(sealed if isinstance(content, list) else sealed[0])
+
+    def _person(self, record: JSON, told: frozenset[str]) -> str:
+        patients = _named(record, self._rule.patient) or told
+        if self._rule.has_patients and len(patients) != 1:
+            raise UnsupportedError("Protected values need one patient whose they are.")
+        return patient_reference(next(iter(patients))) if patients else ""
+
+
+def _named(content: JSON, pointer: Pointer | None) -> frozenset[str]:
+    """Patients at a pointer: none if nothing stands there.
+
+    Raises `BadRequestError` for what stands there and names none.
+    """
+    if pointer is None or not pointer.find(content):
+        return frozenset()
+    patients = patients_in(content, pointer)
+    if patients is None:
+        raise BadRequestError(
+            "Expected the id of a patient where the rule says, got another value."
+        )
+    return patients
+
+
+def _record(fetched: Fetched) -> JSON:
+    """The record as it is now."""
+    if fetched.head.status == HTTPStatus.OK and bodies.is_json(
+        fetched.head.headers.get("content-type")
+    ):
+        try:
+            record = bodies.parse_json(fetched.body)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            return record
+    raise UpstreamContentError(
+        "Expected the record as it is now, to see whose it is, got no JSON object; see the rule of "
+        "this route for the path."
+    )
