@@ -52,7 +52,7 @@ class FieldPlan:
         trees: dict[str, Tree],
         indexed: dict[tuple[str, str], tuple[_Indexed, ...]],
         sealed: dict[str, frozenset[str]],
-        masked: dict[str, frozenset[str]],
+        masked: frozenset[str],
     ) -> None:
         self._service = service
         self._trees = trees
@@ -121,8 +121,10 @@ class FieldPlan:
         return self._parameters.get(resource_type, frozenset())
 
     def masks(self, resource_type: str) -> frozenset[str]:
-        """Paths of the elements of this type that nobody sees."""
-        return self._masked.get(resource_type, frozenset())
+        """Paths that nobody sees in a resource of this type or in one contained in it."""
+        # Any type may be contained in any.
+        del resource_type
+        return self._masked
 
     def _parts(self, resource: Json) -> Iterator[tuple[Json, Tree]]:
         """The resource and those contained in it, as far as anything of them is protected."""
@@ -163,13 +165,10 @@ def compile_fields(settings: Sequence[FieldSettings], *, service: str) -> FieldP
     so that an app still takes it.
     """
     by_type: dict[str, dict[str, FieldSettings]] = {}
-    masked: dict[str, set[str]] = {}
     for one in settings:
         resource_type = check_type(one.path)
         _check(one, resource_type)
         compile_paths(resource_type, {one.path: one}, strict=True)
-        if one.mask:
-            masked.setdefault(resource_type, set()).add(one.path)
         if one.seal:
             of_type = by_type.setdefault(resource_type, {})
             if one.path in of_type:
@@ -191,7 +190,7 @@ def compile_fields(settings: Sequence[FieldSettings], *, service: str) -> FieldP
         trees=trees,
         indexed=indexed,
         sealed={name: frozenset(leaves) for name, leaves in by_type.items()},
-        masked={name: frozenset(paths) for name, paths in masked.items()},
+        masked=frozenset(one.path for one in settings if one.mask),
     )
 
 
