@@ -29,6 +29,7 @@ from keys.layout import (
     IDENTITY_SIGNING_KEY,
     KEK,
     NODE_ROLE,
+    OUTBOUND_ROLE,
     SECOND_HALF_KEY,
     SERVER_ROLE,
 )
@@ -76,7 +77,7 @@ def bootstrap(
     setup = _Setup(client)
     setup.mounts()
     setup.transit_keys()
-    setup.certificate_authority(settings.pki)
+    setup.certificate_authorities(settings.pki)
     setup.policies()
     make_private_directory(credentials_directory)
     for role in ROLES:
@@ -129,6 +130,7 @@ def fingerprint(settings: KeysSettings) -> str:
     rendered = [_render_policy(name, settings.vault.prefix) for name in _POLICIES]
     keys = {name: dict(options) for name, options in _TRANSIT_KEYS.items()}
     certificates = [_certificate_role(role, settings.pki) for role in (SERVER_ROLE, NODE_ROLE)]
+    certificates.append(_outbound_role(settings.pki))
     login = _app_role([], token_ttl_s=_TOKEN_TTL_S, token_max_ttl_s=_TOKEN_MAX_TTL_S)
     stated = [rendered, keys, certificates, login, settings.vault.prefix]
     return hashlib.sha256(msgspec.json.encode(stated, order="sorted")).hexdigest()
@@ -159,13 +161,15 @@ class _Setup:
     def mounts(self) -> None:
         """Mount the engines and the login method."""
         day_s = 24 * 3600
+        authority = {
+            "type": "pki",
+            "config": {"max_lease_ttl": f"{_CA_LIFETIME_S}s", "default_lease_ttl": f"{day_s}s"},
+        }
         engines: dict[str, dict[str, Any]] = {
             self._layout.transit: {"type": "transit"},
             self._layout.kv: {"type": "kv", "options": {"version": "2"}},
-            self._layout.pki: {
-                "type": "pki",
-                "config": {"max_lease_ttl": f"{_CA_LIFETIME_S}s", "default_lease_ttl": f"{day_s}s"},
-            },
+            self._layout.pki: authority,
+            self._layout.outbound_pki: authority,
         }
         mounted = self.read("sys/mounts") or {}
         for path, body in engines.items():
@@ -206,21 +210,31 @@ class _Setup:
             }
             _verify(path, wanted, found)
 
-    def certificate_authority(self, pki: PkiSettings) -> None:
-        """Make a root whose key never leaves the server, and the roles that certificates follow."""
-        if self.read(f"{self._layout.pki}/issuers", "LIST") is None:
-            self._write(
-                f"{self._layout.pki}/root/generate/internal",
-                {
-                    "common_name": f"Havengate {self._layout.prefix} root",
-                    "issuer_name": "root",
-                    "key_type": "ec",
-                    "key_bits": 256,
-                    "ttl": f"{_CA_LIFETIME_S}s",
-                },
-            )
+    def certificate_authorities(self, pki: PkiSettings) -> None:
+        """Make roots whose keys never leave the server, and the roles that certificates follow."""
+        name = f"Havengate {self._layout.prefix}"
+        self._root(self._layout.pki, f"{name} root")
         for role in (SERVER_ROLE, NODE_ROLE):
             self._put_if_different(f"{self._layout.pki}/roles/{role}", _certificate_role(role, pki))
+        self._root(self._layout.outbound_pki, f"{name} way out", max_path_length=0)
+        self._put_if_different(
+            f"{self._layout.outbound_pki}/roles/{OUTBOUND_ROLE}", _outbound_role(pki)
+        )
+
+    def _root(self, mount: str, common_name: str, **limits: int) -> None:
+        if self.read(f"{mount}/issuers", "LIST") is not None:
+            return
+        self._write(
+            f"{mount}/root/generate/internal",
+            {
+                "common_name": common_name,
+                "issuer_name": "root",
+                "key_type": "ec",
+                "key_bits": 256,
+                "ttl": f"{_CA_LIFETIME_S}s",
+                **limits,
+            },
+        )
 
     def policies(self) -> None:
         """Write the policies whose text differs."""
@@ -296,6 +310,21 @@ def _certificate_role(role: str, pki: PkiSettings) -> dict[str, Any]:
         "ttl": lifetime_s,
         "max_ttl": lifetime_s,
         "no_store": True,
+    }
+
+
+def _outbound_role(pki: PkiSettings) -> dict[str, Any]:
+    """Return what stands in for hosts outside: any name, for servers only, for a short time.
+
+    The list of hosts changes with the gateway's configuration, so the gateway keeps to it itself;
+    whoever trusts this authority is an app whose calls the gateway reads anyway.
+    """
+    return _certificate_role(SERVER_ROLE, pki) | {
+        "allowed_domains": [],
+        "allow_any_name": True,
+        "enforce_hostnames": True,
+        "allow_bare_domains": False,
+        "allow_subdomains": False,
     }
 
 

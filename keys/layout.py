@@ -23,6 +23,8 @@ SECOND_HALF_KEY = "reid-second"
 #: PKI roles.
 SERVER_ROLE = "server"
 NODE_ROLE = "node"
+#: Of the authority that only apps behind the gateway trust.
+OUTBOUND_ROLE = "outbound"
 
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9-]{0,47}", re.ASCII)
 
@@ -54,6 +56,14 @@ class Layout:
     def pki(self) -> str:
         """The mount of the certificate authority."""
         return f"{self.prefix}/pki"
+
+    @property
+    def outbound_pki(self) -> str:
+        """The mount of the authority for the way out, apart from the other one.
+
+        It vouches for any host, so nobody but the apps that call through the gateway trusts it.
+        """
+        return f"{self.prefix}/outbound-pki"
 
     @property
     def approle(self) -> str:

@@ -12,3 +12,6 @@ path "${prefix}/transit/keys/audit-log" { capabilities = ["read"] }
 path "${prefix}/kv/data/gateway/*" { capabilities = ["create", "read", "update"] }
 path "${prefix}/kv/metadata/gateway/*" { capabilities = ["read", "list", "delete"] }
 path "${prefix}/pki/sign/server" { capabilities = ["update"] }
+# The way out: certificates for the hosts that apps may call, from an authority that only apps trust.
+path "${prefix}/outbound-pki/sign/outbound" { capabilities = ["update"] }
+path "${prefix}/outbound-pki/cert/ca" { capabilities = ["read"] }

@@ -81,6 +81,10 @@ DUTIES: dict[str, tuple[Call, frozenset[str]]] = {
         frozenset({"gateway"}),
     ),
     "ask for a node certificate": (("POST", "pki/sign/node", {"csr": "x"}), frozenset({"node"})),
+    "ask for a certificate on the way out": (
+        ("POST", "outbound-pki/sign/outbound", {"csr": "x"}),
+        frozenset({"gateway"}),
+    ),
 }
 
 #: What nobody may do, whatever the role.
@@ -105,6 +109,11 @@ FORBIDDEN: tuple[Call, ...] = (
     ("POST", "pki/issue/server", {"common_name": "localhost"}),
     ("POST", "pki/root/generate/internal", {"common_name": "x"}),
     ("DELETE", "pki/root", None),
+    ("POST", "outbound-pki/sign-verbatim", {"csr": "x"}),
+    ("POST", "outbound-pki/issue/outbound", {"common_name": "example.org"}),
+    ("POST", "outbound-pki/root/sign-intermediate", {"csr": "x"}),
+    ("POST", "outbound-pki/root/generate/exported", {"common_name": "x"}),
+    ("DELETE", "outbound-pki/root", None),
     ("POST", "../auth/token/create", {}),
     ("GET", "../sys/mounts", None),
     ("POST", "../sys/seal", {}),
