@@ -229,8 +229,6 @@ class _Exchange:
         trail = enforcement.trail
         trail.bytes_in = len(body)
         reply = yield from handler.exchange(enforcement, body)
-        if trail.begun is None:
-            raise RuntimeError("A handler answered without an intent.")
         reply = _guarded(reply)
         yield from self._record_end(
             "success" if reply.head.status < HTTPStatus.BAD_REQUEST else "failed",
@@ -273,9 +271,6 @@ class _Exchange:
             status=answer.status,
             bytes_out=int(length) if length is not None and length.isdecimal() else None,
         )
-        self.answering, self.status = True, answer.status
-        if (yield StartResponse(head=head)) is Signal.GONE:
-            return
         yield from self._download()
 
     def _upload(self, trail: Trail) -> Steps[bool]:

@@ -23,6 +23,7 @@ from tests.gateway.core.world import NOW, SECRET, World, clinician, get, request
 
 EHR = RouteSettings(name="records", kind="ehr", upstream="http://127.0.0.1:1", content="fhir")
 PAGES = RouteSettings(name="pages", kind="generic", upstream="http://127.0.0.1:1")
+CRISIS = RouteSettings(name="line", kind="crisis", upstream="http://127.0.0.1:1")
 NOTE = Question(action="read", type="Observation", id="7", patient="3")
 
 
@@ -171,6 +172,53 @@ def test_denies_who_asks_about_a_patient_nobody_looked_up() -> None:
     assert SECRET not in world.sent
 
 
+def test_denies_even_the_patient_himself_whose_consents_were_not_looked_up() -> None:
+    class Careless(OneRecord):
+        def exchange(self, enforcement: Enforcement, body: bytes) -> Steps[Reply]:
+            enforcement.demand(self.question)
+            yield from enforcement.begin()
+            return Reply(head=ResponseHead(status=200), body=SECRET)
+
+    himself = replace(clinician(patient="3", roles=frozenset()), purpose="PATRQT")
+    world = World(who=himself, app=app)
+    world.run(get("/Observation/7"), records(Careless()))
+    assert world.status == 403
+
+
+def test_facts_that_cannot_be_had_are_not_taken_for_none() -> None:
+    treats = clinician(care_team=frozenset({"3"}))
+    world = World(who=treats, app=app)
+    world.run(get("/Observation/7"), records())
+    assert world.status == 200
+    place = world.names().index("LoadFacts")
+    for failure in (Failed(code="test.down"), c.Facts(), c.Facts(consents={"4": ()})):
+        world = World(who=treats, app=app, fail_at=place, failure=failure)
+        world.run(get("/Observation/7"), records())
+        assert world.status == 503
+        assert SECRET not in world.sent
+
+
+def test_facts_about_patients_nobody_asked_for_count_for_nothing() -> None:
+    world = World(app=app)
+    world.run(get("/Observation/7"), records())
+    place = world.names().index("LoadFacts")
+
+    class Two(OneRecord):
+        def exchange(self, enforcement: Enforcement, body: bytes) -> Steps[Reply]:
+            enforcement.demand(replace(self.question, patient=None))
+            yield from enforcement.begin()
+            yield from enforcement.fetch(enforcement.head, body)
+            yield from enforcement.know(["4"])
+            yield from enforcement.know(["3"])
+            enforcement.demand(self.question)
+            return Reply(head=ResponseHead(status=200), body=SECRET)
+
+    more = c.Facts(care_team=frozenset({"3", "4"}), consents={"4": ()})
+    world = World(app=app, fail_at=place, failure=more)
+    world.run(get("/Observation/7"), records(Two()))
+    assert world.status == 403
+
+
 def test_an_answer_without_an_intent_is_not_released() -> None:
     class Forgetful(OneRecord):
         def exchange(self, enforcement: Enforcement, body: bytes) -> Steps[Reply]:
@@ -245,10 +293,17 @@ def test_a_browser_is_led_to_the_sign_in_page_and_back() -> None:
 
 
 def test_credentials_that_were_refused_are_not_taken_for_none() -> None:
-    world = World(who=NotIdentified(reason="bad_token", credentials_given=True), app=app)
-    world.run(get("/Observation/7"), records(OneRecord(public=True)))
+    world = World(who=NotIdentified(reason="bad_token", credentials_given=True))
+    world.run(get("/"), site(CRISIS, Pieces(public=True)))
     assert world.status == 401
-    assert "Fetch" not in world.names()
+    assert "OpenUpstream" not in world.names()
+
+
+def test_what_is_not_public_needs_a_sign_in_whatever_the_rules_say() -> None:
+    world = World(who=NotIdentified(reason="no_credentials"), answer=[SECRET])
+    world.run(get("/"), site(CRISIS, Pieces(public=False)))
+    assert world.status == 401
+    assert "OpenUpstream" not in world.names()
 
 
 def test_what_is_public_still_needs_a_rule() -> None:
@@ -256,9 +311,8 @@ def test_what_is_public_still_needs_a_rule() -> None:
     world = World(who=nobody, app=app)
     world.run(get("/Observation/7"), records(OneRecord(public=True)))
     assert world.status == 401
-    crisis = RouteSettings(name="line", kind="crisis", upstream="http://127.0.0.1:1")
     world = World(who=nobody, answer=[b"call us"])
-    world.run(get("/"), site(crisis, Pieces(public=True)))
+    world.run(get("/"), site(CRISIS, Pieces(public=True)))
     assert (world.status, bytes(world.sent)) == (200, b"call us")
     assert world.intents()[0].act.who.kind == "anonymous"
 
