@@ -105,17 +105,15 @@ class Accounts:
             rows = connection.execute(select(accounts).order_by(accounts.c.login)).all()
         return [account_of(row) for row in rows]
 
-    def set_password(self, account: str, password_hash: str, *, reset: bool = False) -> None:
-        """Replace the password, in one step with ending all sessions.
+    def reset(self, account: str, password_hash: str) -> None:
+        """Replace the password and demand a new second factor.
 
-        `reset`: the second factor must be set anew, too, and open emergency grants end.
+        In the same step all sessions end, and all open emergency grants.
         """
-        values: dict[str, Any] = {"password_hash": password_hash}
-        if reset:
-            values |= {"must_set_second_factor": 1}
+        values = {"password_hash": password_hash, "must_set_second_factor": 1}
         with self._database.writing() as connection:
             self._change(connection, account, values)
-            self._end_all(connection, account, with_grants=reset)
+            self._end_all(connection, account)
 
     def rehash(self, account: str, *, old: str, new: str) -> None:
         """Store the same password hashed with today's parameters, unless it changed meanwhile."""
@@ -130,7 +128,7 @@ class Accounts:
         """Let the account sign in no more, and end all its sessions and grants in the same step."""
         with self._database.writing() as connection:
             self._change(connection, account, {"locked": 1})
-            self._end_all(connection, account, with_grants=True)
+            self._end_all(connection, account)
 
     def unlock(self, account: str) -> None:
         """Let the account sign in again."""
@@ -161,19 +159,18 @@ class Accounts:
         if done.rowcount != 1:
             raise AccountError("expected an account, got the id of none; it may have been removed")
 
-    def _end_all(self, connection: Connection, account: str, *, with_grants: bool) -> None:
+    def _end_all(self, connection: Connection, account: str) -> None:
         now = self._clock()
         connection.execute(
             update(sessions)
             .where(sessions.c.account == account, sessions.c.ended_at.is_(None))
             .values(ended_at=now)
         )
-        if with_grants:
-            connection.execute(
-                update(grants)
-                .where(grants.c.account == account, grants.c.ends_at > now)
-                .values(ends_at=now)
-            )
+        connection.execute(
+            update(grants)
+            .where(grants.c.account == account, grants.c.ends_at > now)
+            .values(ends_at=now)
+        )
 
 
 def checked_login(login: str) -> str:

@@ -37,6 +37,11 @@ class Attempts:
         self._settings = settings
         self._clock = clock
 
+    @property
+    def window_s(self) -> float:
+        """For how long attempts count."""
+        return self._settings.attempts_window_s
+
     def book(self, kind: str, subject: str, *, address: str | None) -> Attempt | None:
         """Book an attempt on `subject` (an account or name); None: too many, do not even look."""
         now = self._clock()

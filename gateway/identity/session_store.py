@@ -11,9 +11,10 @@ import hashlib
 import secrets
 import threading
 import uuid
+from dataclasses import replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from gateway.errors import AccountError
 from gateway.identity.accounts import account_of
@@ -145,16 +146,47 @@ class Sessions:
         now = self._clock()
         token, session = _new(old.account, now, second_factor=second_factor, began_at=old.began_at)
         with self._database.writing() as connection:
-            self._verify_may_sign_in(connection, old.account)
+            self._replace(connection, old, token, session)
+        return token, session
+
+    def change_password(
+        self, old: Session, *, before: str, password_hash: str
+    ) -> tuple[str, Session]:
+        """Set a new password, end all sessions of the account, and go on under a new token.
+
+        All of it or nothing. Raises `AccountError` if the session was ended, or the password
+        changed, meanwhile.
+        """
+        now = self._clock()
+        token, made = _new(old.account, now, second_factor=old.second_factor, began_at=old.began_at)
+        session = replace(made, second_factor_at=old.second_factor_at)
+        with self._database.writing() as connection:
+            self._replace(connection, old, token, session)
             done = connection.execute(
-                update(sessions)
-                .where(sessions.c.id == old.id, sessions.c.ended_at.is_(None))
-                .values(ended_at=now)
+                update(accounts)
+                .where(accounts.c.id == old.account, accounts.c.password_hash == before)
+                .values(password_hash=password_hash)
             )
             if done.rowcount != 1:
-                raise AccountError("expected an open session, got an ended one; sign in again")
-            connection.execute(insert(sessions).values(**_values(token, session)))
+                raise AccountError("expected the password that was shown, got another; try again")
+            connection.execute(
+                update(sessions)
+                .where(sessions.c.account == old.account, sessions.c.ended_at.is_(None))
+                .where(sessions.c.id != session.id)
+                .values(ended_at=now)
+            )
         return token, session
+
+    def _replace(self, connection: Connection, old: Session, token: str, session: Session) -> None:
+        self._verify_may_sign_in(connection, old.account)
+        done = connection.execute(
+            update(sessions)
+            .where(sessions.c.id == old.id, sessions.c.ended_at.is_(None))
+            .values(ended_at=session.used_at)
+        )
+        if done.rowcount != 1:
+            raise AccountError("expected an open session, got an ended one; sign in again")
+        connection.execute(insert(sessions).values(**_values(token, session)))
 
     def note_use(self, session: Session) -> None:
         """Write down that a session is in use."""
@@ -186,7 +218,7 @@ class Sessions:
             return int(done.rowcount)
 
     @staticmethod
-    def _verify_may_sign_in(connection: Any, account: str) -> None:
+    def _verify_may_sign_in(connection: Connection, account: str) -> None:
         row = connection.execute(select(accounts).where(accounts.c.id == account)).first()
         if row is None or row.locked or row.must_set_second_factor:
             raise AccountError("expected an account that may sign in, got one that may not")
