@@ -301,7 +301,7 @@ class OwnPages:
         values = {
             "csrf": self.forms.code(visit.bound_to),
             "next": safe_next(visit.fields.get("next", ""), ""),
-            "errors": errors,
+            "errors": {"patient": "", "reason": "", "minutes": ""} | errors,
             "fields": {"patient": "", "reason": "", "minutes": "60"} | visit.fields,
             "grants": grants,
             "may": bool(view.account.roles),
@@ -352,6 +352,6 @@ class OwnPages:
             "this": view.session.id,
             "sessions": sessions,
             "told": told,
-            "errors": errors or {},
+            "errors": {"current": "", "new": ""} | (errors or {}),
         }
         return self.renderer.page("account", values, status=400 if errors else 200)
