@@ -222,8 +222,6 @@ def _check(one: FieldSettings, resource_type: str) -> None:
 def _check_sealable(node: Tree) -> None:
     if node.leaf is None:
         return
-    if node.names or node.choices:
-        raise _wrong(node.leaf, "sealed elements beside each other", "one is a part of this one")
     in_choice = node.path != node.leaf.path
     missing = [] if in_choice else [e.name for e in _mandatory(node.kind)]
     if missing:
@@ -231,6 +229,8 @@ def _check_sealable(node: Tree) -> None:
         raise _wrong(
             node.leaf, "an element without mandatory parts", f"an app would miss {parts}; seal that"
         )
+    if node.names or node.choices:
+        raise _wrong(node.leaf, "sealed elements beside each other", "one is a part of this one")
     if node.leaf.index and node.kind and not is_primitive(node.kind):
         raise _wrong(node.leaf, "a single value to index", f"this is a {node.kind}; name its part")
 
