@@ -1,0 +1,399 @@
+"""Creating, updating, patching and deleting records: prepared and decided, then carried out.
+
+`prepare` finds out whose the record is, from what is sent and from what the app has now, and asks
+the rules about both: who would move a record from one patient to another needs both. Nothing is
+sent before every question was answered with yes and the intent is durable.
+
+What somebody does not see he cannot change: hidden elements come from the prior version. The prior
+version's ETag goes along as `If-Match`, so that nobody changes the record between the decision and
+the change, whatever the client asked for.
+
+Of a record that was written somebody who may not read it hears only that it was: no content, no
+ETag; of a new one its id, which is his own doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+from gateway.core.commands import Fetched
+from gateway.core.enforcement import Question, Steps
+from gateway.core.questions import patient_reference
+from gateway.errors import BadRequestError, UnsupportedError, UpstreamError
+from gateway.fhir import app as upstream
+from gateway.fhir import patch
+from gateway.fhir.app import App, Found
+from gateway.fhir.records import Record, Records, keys_at_hand
+from gateway.fhir.release import restore_hidden
+from gateway.fhir.request import Interaction
+from gateway.fhir.resources import Json
+from policies.model import Action, Allowed, Denied
+
+#: Marks that a release puts on a record, and that must not come back into it.
+_MARKS: Final[Mapping[str, frozenset[str]]] = {
+    "tag": frozenset({"SUBSETTED"}),
+    "security": frozenset({"NORDSCLCD"}),
+}
+_REFUSALS: Final = frozenset({400, 404, 405, 409, 412, 422, 501})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change that was allowed, not carried out yet.
+
+    `record` is what will be written, opened; for a deletion what is there. `chosen`: the id of a
+    new record was chosen here.
+    """
+
+    kind: Literal["create", "update", "delete"]
+    record: Record
+    questions: tuple[Question, ...]
+    method: str
+    path: str
+    if_match: str | None = None
+    if_none_match: str | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What may be said of a change. `content` only for those who may read it."""
+
+    status: int
+    content: Json | None = field(default=None, repr=False)
+    location: str | None = field(default=None, repr=False)
+    etag: str | None = None
+    modified: str | None = None
+
+
+class Changes:
+    """See the module. One lives as long as one exchange."""
+
+    def __init__(self, app: App, records: Records, new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._records = records
+        self._new_id = new_id
+
+    def prepare(
+        self, asked: Interaction, *, if_match: str | None, always_chosen: bool = False
+    ) -> Steps[Change]:
+        """Decide a change. Raises `RefusedError` or a `BadRequestError`; nothing is sent."""
+        match asked.name:
+            case "create":
+                return (yield from self._create(asked, always_chosen=always_chosen))
+            case "update":
+                return (yield from self._update(asked, if_match))
+            case "patch":
+                return (yield from self._patch(asked, if_match))
+            case "delete":
+                return (yield from self._delete(asked, if_match))
+        raise UnsupportedError("This is no change of a record.")
+
+    def validated(self, content: Json) -> Steps[Change]:
+        """Decide whether the app may look at what might be written."""
+        record = self._records.understood(content)
+        new = record.type == "Patient" and record.id is None
+        if new and self._records.plan.needs(content):
+            record = self._records.understood({**content, "id": self._new_id()})
+        questions = yield from self._demanded("execute", record, nobody=new)
+        path = f"/{record.type}/$validate"
+        return Change(kind="create", record=record, questions=questions, method="POST", path=path)
+
+    # --- Preparing --------------------------------------------------------------------------------
+
+    def _create(self, asked: Interaction, *, always_chosen: bool) -> Steps[Change]:
+        content = {name: value for name, value in _content(asked).items() if name != "id"}
+        plan = self._records.plan
+        patient = asked.type == "Patient"
+        if not patient or not (always_chosen or plan.needs(content)):
+            record = self._records.understood(content)
+            questions = yield from self._demanded("create", record, nobody=patient)
+            path = f"/{asked.type}"
+            return Change(
+                kind="create", record=record, questions=questions, method="POST", path=path
+            )
+        # Sealing needs the person's name, so the id is chosen here. Nobody stands in any relation
+        # to a patient who does not exist yet: the question is about no one's record.
+        one = self._new_id()
+        record = self._records.understood({**content, "id": one})
+        questions = yield from self._demanded("create", record, nobody=True)
+        return Change(
+            kind="create",
+            record=record,
+            questions=questions,
+            method="PUT",
+            path=f"/Patient/{one}",
+            if_none_match="*",
+            chosen=True,
+        )
+
+    def _update(self, asked: Interaction, if_match: str | None) -> Steps[Change]:
+        content = _content(asked)
+        if content.get("id") != asked.id:
+            raise BadRequestError("The id in the body must be the one in the address.")
+        assert asked.id is not None  # noqa: S101 - the grammar has no update without an id
+        now = yield from self._app.read(asked.type, asked.id)
+        if now is None:
+            if if_match is not None:
+                raise self._records.absent(asked.type)
+            record = self._records.understood(content)
+            first = yield from self._demanded("create", record)
+            questions = yield from self._demanded("update", record)
+            return Change(
+                kind="update",
+                record=record,
+                questions=(*first, *questions),
+                method="PUT",
+                path=f"/{asked.type}/{asked.id}",
+            )
+        prior, allowed = yield from self._prior("update", now)
+        return (yield from self._replaced("update", prior, allowed, now, content, if_match))
+
+    def _patch(self, asked: Interaction, if_match: str | None) -> Steps[Change]:
+        now = yield from self._existing(asked)
+        prior, allowed = yield from self._prior("patch", now)
+        reading = self._records.decide("read", prior)
+        if isinstance(reading, Denied):
+            # A patch speaks of what is there: who may not see it cannot.
+            raise self._records.refusal("read", prior, reading)
+        obligations = (*reading.obligations, *allowed.obligations)
+        hidden = self._records.hidden(prior.type, obligations)
+        shown = self._records.shown(prior, obligations)
+        content = patch.apply(asked.content, shown, hidden)
+        return (yield from self._replaced("patch", prior, allowed, now, content, if_match))
+
+    def _delete(self, asked: Interaction, if_match: str | None) -> Steps[Change]:
+        now = yield from self._existing(asked)
+        prior, _ = yield from self._prior("delete", now)
+        return Change(
+            kind="delete",
+            record=prior,
+            questions=self._records.questions("delete", prior),
+            method="DELETE",
+            path=f"/{asked.type}/{asked.id}",
+            if_match=_condition(if_match, now),
+        )
+
+    def _existing(self, asked: Interaction) -> Steps[Found]:
+        assert asked.id is not None  # noqa: S101 - the grammar has no change without an id
+        now = yield from self._app.read(asked.type, asked.id)
+        if now is None:
+            raise self._records.absent(asked.type)
+        return now
+
+    def _prior(self, action: Action, now: Found) -> Steps[tuple[Record, Allowed]]:
+        """The record as it is. Raises what its denial may tell."""
+        [prior] = yield from self._records.opened([now.resource])
+        decision = self._records.decide(action, prior)
+        if isinstance(decision, Denied):
+            raise self._records.refusal(action, prior, decision)
+        return prior, decision
+
+    def _replaced(
+        self,
+        action: Action,
+        prior: Record,
+        allowed: Allowed,
+        now: Found,
+        content: Json,
+        if_match: str | None,
+    ) -> Steps[Change]:
+        """A new version in place of `prior`: what is hidden is taken over, and both are decided."""
+        reading = self._records.decide("read", prior)
+        seen = reading.obligations if isinstance(reading, Allowed) else ()
+        hidden = self._records.hidden(prior.type, (*seen, *allowed.obligations))
+        merged = without_marks(content, prior.content)
+        if hidden:
+            merged = restore_hidden(merged, prior.content, hidden)
+            merged = _with_narrative(merged, prior.content)
+        record = self._records.understood(merged)
+        questions = yield from self._demanded(action, record)
+        return Change(
+            kind="update",
+            record=record,
+            questions=(*self._records.questions(action, prior), *questions),
+            method="PUT",
+            path=f"/{prior.type}/{prior.id}",
+            if_match=_condition(if_match, now),
+        )
+
+    def _demanded(
+        self, action: Action, record: Record, *, nobody: bool = False
+    ) -> Steps[tuple[Question, ...]]:
+        """Ask about what is sent. A denial is shown: it depends on nothing but what was sent."""
+        if nobody:
+            question = Question(
+                action=action,
+                type=record.type,
+                authors=record.authors,
+                labels=record.labels,
+                codes=record.codes,
+            )
+            self._records.enforcement.demand(question)
+            return (question,)
+        if not record.known:
+            raise BadRequestError(
+                "It must be told whose record this is: one literal reference such as Patient/7, "
+                "not contained, not conditional.",
+                status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            )
+        self._sealable(record)
+        yield from self._records.enforcement.know(record.patients)
+        questions = self._records.questions(action, record)
+        for question in questions:
+            self._records.enforcement.demand(question)
+        return questions
+
+    def _sealable(self, record: Record) -> None:
+        if len(record.patients) != 1 and self._records.plan.needs(record.content):
+            raise UnsupportedError(
+                "This record has protected elements and concerns no patient, or several: under "
+                "whose key they belong cannot be told. Write one record for each patient."
+            )
+
+    # --- Carrying out -----------------------------------------------------------------------------
+
+    def protected(self, change: Change) -> Steps[Json | None]:
+        """What the app gets. After the intent: a key may be made for a new person."""
+        if change.kind == "delete":
+            return None
+        record, plan = change.record, self._records.plan
+        enforcement = self._records.enforcement
+        person = ""
+        if plan.needs(record.content):
+            person = patient_reference(record.patients[0])
+            yield from enforcement.load_keys(persons=(person,))
+        with keys_at_hand():
+            return plan.protect(record.content, person=person, sealer=enforcement.sealer)
+
+    def carry_out(self, change: Change) -> Steps[Changed]:
+        """Send it, after `begin`, and say what may be said of what came of it."""
+        content = yield from self.protected(change)
+        fetched = yield from self._app.change(
+            change.method,
+            change.path,
+            content,
+            if_match=change.if_match,
+            if_none_match=change.if_none_match,
+        )
+        if change.chosen and fetched.head.status in _REFUSALS:
+            raise UpstreamError(
+                "The application does not let the gateway choose the id of a new patient, which "
+                "is needed to seal. Leave Patient elements unsealed, or let it admit such ids."
+            )
+        upstream.check_status(fetched)
+        if change.kind == "delete":
+            return Changed(status=HTTPStatus.NO_CONTENT)
+        return (yield from self._written(change, fetched))
+
+    def _written(self, change: Change, fetched: Fetched) -> Steps[Changed]:
+        created = change.kind == "create" or fetched.head.status == HTTPStatus.CREATED
+        status = HTTPStatus.CREATED if created else HTTPStatus.OK
+        named = upstream.place(fetched.head.headers.get("location"))
+        one = change.record.id or (named[1] if named and named[0] == change.record.type else None)
+        found: Found | None = None
+        if fetched.body:
+            content = upstream.parse(fetched)
+            if content["resourceType"] == change.record.type and one in {None, content.get("id")}:
+                found = upstream.found(content, fetched.head.headers)
+                one = content.get("id")
+        location = f"{self._app.base}/{change.record.type}/{one}" if created and one else None
+        if found is None:
+            return Changed(status=status, location=location)
+        [record] = yield from self._records.opened([found.resource])
+        return self.told(status, location, record, found)
+
+    def told(self, status: int, location: str | None, record: Record, found: Found) -> Changed:
+        """What somebody hears of a record he wrote."""
+        decision = self._records.decide("read", record)
+        if isinstance(decision, Denied):
+            self._records.withhold("read", record, decision)
+            return Changed(status=status, location=location)
+        content = self._records.released("read", record, decision)
+        version = (found.resource.get("meta") or {}).get("versionId")
+        if location is not None and isinstance(version, str):
+            location = f"{location}/_history/{version}"
+        return Changed(
+            status=status,
+            content=content,
+            location=location,
+            etag=found.etag,
+            modified=found.modified,
+        )
+
+
+def without_marks(content: Json, prior: Json) -> Json:
+    """`content` without the marks that only a release put on it."""
+    meta, before = content.get("meta"), prior.get("meta")
+    if not isinstance(meta, dict):
+        return content
+    new = dict(meta)
+    for name, codes in _MARKS.items():
+        listed = meta.get(name)
+        kept_before = _codes(before.get(name)) if isinstance(before, dict) else set()
+        marks = codes - kept_before
+        if isinstance(listed, list) and marks & _codes(listed):
+            kept = [one for one in listed if not (_codes([one]) & marks)]
+            new[name] = kept
+            if not kept:
+                del new[name]
+    changed = {**content, "meta": new}
+    if not new:
+        del changed["meta"]
+    return changed
+
+
+def _codes(listed: Any) -> set[str]:
+    if not isinstance(listed, list):
+        return set()
+    return {one["code"] for one in listed if isinstance(one, dict) and _is_text(one.get("code"))}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _with_narrative(new: Json, prior: Json) -> Json:
+    """Words that people wrote beside the data, which a release with hidden elements left out.
+
+    A narrative that was generated from the data is not taken over: it may say what was changed.
+    """
+    text = prior.get("text")
+    written = isinstance(text, dict) and text.get("status") in {"additional", "extensions"}
+    return {**new, "text": text} if written and "text" not in new else new
+
+
+def _condition(if_match: str | None, now: Found) -> str | None:
+    """The version that must still be there. Raises with status 412 if it is not."""
+    if if_match is None or now.etag is None:
+        return if_match or now.etag
+    wanted = {one.strip().removeprefix("W/") for one in if_match.split(",")}
+    if "*" not in wanted and now.etag.removeprefix("W/") not in wanted:
+        raise BadRequestError(
+            "The record has changed since this version. Read it again.",
+            status=HTTPStatus.PRECONDITION_FAILED,
+        )
+    return now.etag
+
+
+def _content(asked: Interaction) -> Json:
+    content = asked.content
+    if not isinstance(content, dict) or content.get("resourceType") != asked.type:
+        raise BadRequestError("The body must be a resource of the type in the address.")
+    if asked.type in {"Bundle", "Parameters"}:
+        raise UnsupportedError("Bundles and Parameters are not kept as records here.")
+    return content
+
+
+def refuse_conditions(headers: Collection[tuple[str, str]]) -> None:
+    """Conditions that would be tested by the app against what nobody decided."""
+    for name, _ in headers:
+        if name == "if-none-exist":
+            raise UnsupportedError(
+                "Creating under a condition is not offered: search first, then create."
+            )
+        if name == "if-none-match":
+            raise UnsupportedError("A change cannot depend on If-None-Match; use If-Match.")

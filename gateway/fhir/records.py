@@ -1,0 +1,326 @@
+"""Records of patients within one exchange: opened, understood, decided, released or hidden.
+
+A record is what stands in a resource once its sealed elements are open. Its own content says whose
+it is and how it is labelled; a record of a patient type whose patient cannot be told is never
+released and never written.
+
+What a denial tells (policies/DESIGN.md, "Known limits"). A denial that would come to anybody for a
+record that does not exist either is shown as it is: it is decided before the app is asked (`gate`).
+A denial that depends on a record tells that it exists, so it is answered like nothing at all, but
+for two cases:
+
+- `step_up`: the record is open to this person as soon as the second factor is shown again. Shown if
+  the patient is open to him, or would be once the factor is shown.
+- the same denial, for the same reason, would come for a record of this type and this patient with
+  nothing special in it (a consent about this type, a purpose, a scope), and the patient's own
+  record is open to him. What it tells is about the patient, whom he treats, not about the content.
+
+Denials by labels (psychotherapy notes; 42 CFR 2.13(c)(2): no answer may reveal that somebody is
+treated) are therefore always hidden. So is "not on the care team" for a record asked for by its id:
+break-glass is offered where the request names the patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import Final
+
+from gateway.core.enforcement import Enforcement, Question, RefusedError, Steps
+from gateway.core.questions import patient_reference
+from gateway.errors import (
+    BadRequestError,
+    GatewayError,
+    UnavailableError,
+    UnsupportedError,
+    UpstreamContentError,
+)
+from gateway.fhir.fields import FieldPlan
+from gateway.fhir.release import carry_out, hidden_paths, with_notice
+from gateway.fhir.resources import (
+    Json,
+    authors_of,
+    codes_of,
+    is_patient_type,
+    patients_of,
+    unresolved,
+)
+from keys.errors import KeysError
+from policies.errors import UnlabelledContentError
+from policies.labels import Labels
+from policies.model import Action, Allowed, Decision, Denied, Remedy
+from policies.obligations import Obligation, RedisclosureNotice, join
+
+#: Of somebody's own patients only so many are tried before an answer has been seen.
+MAX_TRIED: Final = 16
+NOTHING: Final = "There is nothing here, or nothing that is open to you."
+
+_UNKNOWN_PATIENT: Final = Denied(
+    reason="It cannot be told whose record this is.", rules=(), remedy=Remedy(kind="operator")
+)
+_ABSENT: Final = Denied(reason=NOTHING, rules=(), remedy=Remedy(kind="administrator"))
+_NO_FACTOR: Final = Denied(
+    reason="This needs a second factor, and none was shown.",
+    rules=(),
+    remedy=Remedy(kind="step_up"),
+)
+#: Remedies that are about the patient or the request, not about what is in a record.
+_ABOUT_PATIENT: Final = frozenset({"consent", "purpose", "scope", "break_glass"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One resource, opened. `known`: not of a patient type, or it can be told whose it is."""
+
+    content: Json = field(repr=False)
+    type: str
+    id: str | None = field(repr=False)
+    patients: tuple[str, ...] = field(repr=False)
+    known: bool
+    labels: Labels
+    authors: frozenset[str] = field(repr=False)
+    codes: frozenset[tuple[str, str]] = field(repr=False)
+
+
+class Records:
+    """See the module. One lives as long as one exchange."""
+
+    def __init__(self, enforcement: Enforcement, plan: FieldPlan) -> None:
+        self.enforcement = enforcement
+        self.plan = plan
+        self.notices: set[str] = set()
+        self._kind = enforcement.route.settings.kind
+
+    # --- From the app -----------------------------------------------------------------------------
+
+    def opened(self, resources: Sequence[Json]) -> Steps[list[Record]]:
+        """Open and understand what the app gave, and learn the facts about all its patients.
+
+        Raises `UpstreamContentError` for what cannot be opened or labelled.
+        """
+        plan, sealer = self.plan, self.enforcement.sealer
+        texts = [text for one in resources for text in plan.sealed_texts(one)]
+        yield from self.enforcement.load_keys(texts=texts)
+        records: list[Record] = []
+        for one in resources:
+            content = one
+            if texts and plan.sealed_texts(one):
+                patients = patients_of(one)
+                # Sealed content without one owner cannot be opened, and is not known (see below).
+                if len(patients) == 1:
+                    with keys_at_hand():
+                        person = patient_reference(*patients)
+                        content = plan.unprotect(one, person=person, sealer=sealer)
+                else:
+                    records.append(replace(self._understood(one), known=False))
+                    continue
+            records.append(self._understood(content))
+        yield from self.enforcement.know({p for record in records for p in record.patients})
+        return records
+
+    def _understood(self, content: Json) -> Record:
+        try:
+            return self.understood(content)
+        except BadRequestError as error:
+            raise UpstreamContentError(str(error)) from error
+
+    def understood(self, content: Json) -> Record:
+        """What opened content says of itself. Raises `BadRequestError` if it cannot be labelled."""
+        kind = str(content["resourceType"])
+        try:
+            labels = self.enforcement.labeller.label(content, kind=self._kind).whole
+        except UnlabelledContentError as error:
+            raise BadRequestError(
+                "The content is too large or nested too deeply to be looked into.",
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            ) from error
+        patients = patients_of(content)
+        known = not unresolved(content) and (bool(patients) or not is_patient_type(kind))
+        one = content.get("id")
+        return Record(
+            content=content,
+            type=kind,
+            id=one if isinstance(one, str) else None,
+            patients=tuple(sorted(patients)),
+            known=known,
+            labels=labels,
+            authors=authors_of(content),
+            codes=codes_of(content),
+        )
+
+    # --- Questions --------------------------------------------------------------------------------
+
+    def questions(self, action: Action, record: Record) -> tuple[Question, ...]:
+        """One for each patient concerned: all of them must be answered with yes."""
+        return tuple(
+            Question(
+                action=action,
+                type=record.type,
+                id=record.id,
+                patient=patient,
+                authors=record.authors,
+                labels=record.labels,
+                codes=record.codes,
+            )
+            for patient in record.patients or (None,)
+        )
+
+    def decide(self, action: Action, record: Record) -> Decision:
+        """Decide one record. Pure: its patients are known already."""
+        if not record.known:
+            return _UNKNOWN_PATIENT
+        return self.together(self.questions(action, record))
+
+    def together(self, questions: Iterable[Question]) -> Decision:
+        """Yes if every question is answered with yes; obligations add up."""
+        allowed: list[Allowed] = []
+        for question in questions:
+            decision = self.enforcement.ask(question)
+            if isinstance(decision, Denied):
+                return decision
+            allowed.append(decision)
+        if len(allowed) == 1:
+            return allowed[0]
+        return Allowed(
+            obligations=join(one for each in allowed for one in each.obligations),
+            rules=tuple(sorted({rule for each in allowed for rule in each.rules})),
+        )
+
+    def gate(
+        self, action: Action, kind: str, *, one: str | None = None, named: Collection[str] = ()
+    ) -> Steps[tuple[Allowed, ...]]:
+        """Ask before the app is asked; what is allowed in all ways in which it may turn out.
+
+        With `named` patients, for them. Otherwise for a record of nobody in particular, and if that
+        is denied for the persons that this principal has to do with. Raises `RefusedError`: shown,
+        for it does not depend on any record.
+        """
+        enforcement = self.enforcement
+        tried: list[str | None] = [*sorted(named)[: MAX_TRIED * 16]] if named else [None]
+        yield from enforcement.know(named)
+        found = self._gated(action, kind, one, tried)
+        if not found and not named:
+            own = self._own_patients()
+            yield from enforcement.know(own)
+            found = self._gated(action, kind, one, own)
+        if not found:
+            enforcement.demand(Question(action=action, type=kind, id=one, patient=tried[0]))
+        return tuple(found)
+
+    def _gated(
+        self, action: Action, kind: str, one: str | None, tried: Sequence[str | None]
+    ) -> list[Allowed]:
+        found: list[Allowed] = []
+        for patient in tried:
+            question = Question(action=action, type=kind, id=one, patient=patient)
+            decision = self.enforcement.ask(question)
+            if isinstance(decision, Allowed):
+                found.append(decision)
+                self.enforcement.trail.asked(question, decision)
+        return found
+
+    def _own_patients(self) -> list[str]:
+        identified = self.enforcement.identified
+        principal, grant = identified.principal, identified.break_glass
+        own = {principal.patient} if principal.patient is not None else set()
+        own |= principal.represents | (grant.patients if grant else frozenset())
+        return sorted(own)[:MAX_TRIED]
+
+    # --- Answers ----------------------------------------------------------------------------------
+
+    def released(self, action: Action, record: Record, allowed: Allowed) -> Json:
+        """Note that it goes out; give what of it may."""
+        first, *others = self.questions(action, record)
+        obligations = self.enforcement.release(first, allowed)
+        for other in others:
+            self.enforcement.trail.touched(other)
+        return self.shown(record, obligations)
+
+    def shown(self, record: Record, obligations: Sequence[Obligation]) -> Json:
+        """The record as far as these obligations let it be seen."""
+        enforcement = self.enforcement
+        purpose = enforcement.identified.purpose
+
+        def pseudonym(path: str, value: str) -> str:
+            return enforcement.sealer.pseudonym(purpose=purpose, kind=path, value=value)
+
+        masks = self.plan.masks(record.type)
+        with keys_at_hand():
+            content = carry_out(record.content, obligations, masks=masks, pseudonym=pseudonym)
+        notices = {one.notice for one in obligations if isinstance(one, RedisclosureNotice)}
+        if notices:
+            self.notices |= notices
+            content = with_notice(content, notices)
+        return content
+
+    def withhold(self, action: Action, record: Record, denied: Denied) -> None:
+        """Note that it stays."""
+        self.enforcement.withhold(self.questions(action, record)[0], denied)
+
+    def hidden(self, kind: str, obligations: Iterable[Obligation]) -> frozenset[str]:
+        """Elements of a type that these obligations, and the masks, do not let be seen."""
+        return hidden_paths(obligations, self.plan.masks(kind), kind)
+
+    # --- What a denial tells (see the module) -----------------------------------------------------
+
+    def refusal(
+        self, action: Action, record: Record, denied: Denied
+    ) -> GatewayError | RefusedError:
+        """What to raise when one record asked for is denied."""
+        if not record.known:
+            return self.absent(record.type)
+        kind = denied.remedy.kind
+        if denied.failure is None and kind == "step_up" and self._factorless(record.type):
+            return RefusedError(_NO_FACTOR)
+        if denied.failure is None and not self._tells_nothing(action, record, denied):
+            return self._nothing(record.type, denied)
+        return RefusedError(denied)
+
+    def absent(self, kind: str) -> GatewayError | RefusedError:
+        """What to raise when there is no such record: the same as when it is hidden."""
+        return self._nothing(kind, _ABSENT)
+
+    def _nothing(self, kind: str, denied: Denied) -> GatewayError | RefusedError:
+        # Without any second factor every record says "step up"; so must those that are not there.
+        if self._factorless(kind):
+            return RefusedError(_NO_FACTOR)
+        if self.enforcement.trail.begun is not None and denied is _ABSENT:
+            return UnsupportedError(NOTHING, status=HTTPStatus.NOT_FOUND)
+        return RefusedError(denied, hide=True)
+
+    def _factorless(self, kind: str) -> bool:
+        principal = self.enforcement.identified.principal
+        return (
+            principal.kind == "user"
+            and principal.assurance.second_factor == "none"
+            and self._kind != "crisis"
+            and is_patient_type(kind)
+        )
+
+    def _tells_nothing(self, action: Action, record: Record, denied: Denied) -> bool:
+        ask = self.enforcement.ask
+        opens = [
+            ask(Question(action="read", type="Patient", id=patient, patient=patient))
+            for patient in record.patients
+        ]
+        kind = denied.remedy.kind
+        if kind == "step_up":
+            return all(isinstance(one, Allowed) or one.remedy.kind == "step_up" for one in opens)
+        if kind not in _ABOUT_PATIENT or not all(isinstance(one, Allowed) for one in opens):
+            return False
+        plain = [
+            ask(Question(action=action, type=record.type, patient=patient))
+            for patient in record.patients
+        ]
+        return any(isinstance(one, Denied) and one.reason == denied.reason for one in plain)
+
+
+@contextmanager
+def keys_at_hand() -> Iterator[None]:
+    """Sealing and opening: what goes wrong with keys releases nothing."""
+    try:
+        yield
+    except KeysError as error:
+        raise UnavailableError("Keys that are needed cannot be used now.", error.code) from error
