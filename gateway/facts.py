@@ -1,0 +1,313 @@
+"""How somebody stands to patients, and what these consented to: asked from a FHIR app.
+
+Relations come from active CareTeams, `Patient.generalPractitioner` and Encounters in progress;
+consents from Consent resources, understood by `policies.consent`. FHIR R4 sections CareTeam,
+Patient, Encounter, Consent; search: http.html#search.
+
+Deny on doubt: what cannot be had is a failure, never "no consents"; an answer that is there but
+cannot be understood, or is not the whole one, counts as a consent that cannot be read, and as no
+relation. (Not as a failure: a broken consent must not keep an emergency out.) What was asked is
+kept for three seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
+at once. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from itertools import batched
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import orjson
+
+from gateway.core.commands import Facts, Failed, Fetched
+from gateway.core.messages import Headers, RequestHead
+from gateway.identity.model import Identified
+from gateway.relations import (
+    Reader,
+    UnreadableError,
+    is_all,
+    next_link,
+    own_target,
+    resources_of,
+)
+from gateway.routes import Route, names_patients, upstream_path
+from policies.consent import Consent, parse_consent
+
+type Fetch = Callable[[Route, RequestHead, bytes, int], Awaitable[Fetched | Failed]]
+
+KEPT_S: Final = 3.0
+#: Patients in one question to the app.
+BATCH: Final = 50
+MAX_PAGES: Final = 20
+PAGE_SIZE: Final = 200
+MAX_ANSWER_BYTES: Final = 8_388_608
+#: Patients that are remembered.
+MAX_KEPT: Final = 4_096
+#: Types whose change makes what is kept stale.
+SOURCES: Final = frozenset({"CareTeam", "Consent", "Encounter", "Patient"})
+
+_ID = re.compile(r"[A-Za-z0-9.-]{1,64}").fullmatch
+_NOT_HAD = Failed(
+    code="gateway.facts",
+    who="upstream",
+    message="The app that knows care teams and consents does not answer the gateway's questions.",
+)
+_FOREIGN = Failed(
+    code="gateway.facts_configuration",
+    who="operator",
+    message="The route that patient_facts names does not exist or does not speak FHIR.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is known of one patient. `treats` are references of those who treat."""
+
+    treats: frozenset[str] = field(repr=False)
+    consents: tuple[Consent, ...] = field(repr=False)
+    until: float
+
+
+class _Unusable(Exception):  # noqa: N818 - carries an answer, not an error
+    """The app's answer cannot be had."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.code)
+        self.failed = failed
+
+
+class FactsSource:
+    """Answers `LoadFacts`. Lives as long as the process, on one event loop.
+
+    `clock` is monotonic, `now` Unix time, both in seconds. `fetch` sends a request to a route's app
+    as it is: its path is the app's own.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        fetch: Fetch,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        kept_s: float = KEPT_S,
+    ) -> None:
+        self._routes = {route.name: route for route in routes}
+        self._fetch = fetch
+        self._clock = clock
+        self._now = now
+        self._kept_s = min(kept_s, KEPT_S)
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._asked: dict[tuple[str, str], asyncio.Future[_Known | Failed]] = {}
+        # Held by nobody else, a running question could be collected.
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def load(
+        self, route: Route, identified: Identified, patients: frozenset[str]
+    ) -> Facts | Failed:
+        """Facts about all of the patients, or a failure. Never raises for what an app does."""
+        if _without_facts(route):
+            return Facts(consents=dict.fromkeys(patients, ()))
+        source = self._source(route)
+        if source is None:
+            return _FOREIGN
+        # An id that FHIR does not admit is nobody's there, and must not come into a URL.
+        strange = frozenset(one for one in patients if not _ID(one))
+        answers = await self._all(source, patients - strange)
+        consents: dict[str, tuple[Consent, ...]] = dict.fromkeys(strange, (_unreadable(),))
+        team = set()
+        references = identified.principal.references
+        for patient, known in answers.items():
+            if isinstance(known, Failed):
+                return known
+            consents[patient] = known.consents
+            if known.treats & references:
+                team.add(patient)
+        return Facts(care_team=frozenset(team), consents=consents)
+
+    def forget(self, route: Route, patients: Iterable[str] | None = None) -> None:
+        """Drop what is kept of patients, or of all: something that it was made of has changed.
+
+        A question that is under way is not answered from any more.
+        """
+        source = self._source(route)
+        if source is None:
+            return
+        name = source.name
+        if patients is None:
+            keys = {key for key in (*self._known, *self._asked) if key[0] == name}
+        else:
+            keys = {(name, patient) for patient in patients}
+        for key in keys:
+            self._known.pop(key, None)
+            self._asked.pop(key, None)
+
+    # --- Keeping ------------------------------------------------------------------------------
+
+    def _source(self, route: Route) -> Route | None:
+        """The route whose app is asked."""
+        named = route.settings.patient_facts
+        source = route if named in {"", "upstream"} else self._routes.get(named)
+        return source if source is not None and source.settings.content == "fhir" else None
+
+    async def _all(self, source: Route, patients: frozenset[str]) -> dict[str, _Known | Failed]:
+        now = self._clock()
+        found: dict[str, _Known | Failed] = {}
+        waiting: dict[str, asyncio.Future[_Known | Failed]] = {}
+        missing = []
+        for patient in sorted(patients):
+            key = (source.name, patient)
+            known = self._known.get(key)
+            if known is not None and now < known.until:
+                found[patient] = known
+            elif key in self._asked:
+                waiting[patient] = self._asked[key]
+            else:
+                missing.append(patient)
+        for batch in batched(missing, BATCH):
+            waiting |= self._begin(source, batch, now)
+        for patient, future in waiting.items():
+            # Whoever gives up must not take the answer from the others who wait for it.
+            found[patient] = await asyncio.shield(future)
+        return found
+
+    def _begin(
+        self, source: Route, batch: tuple[str, ...], now: float
+    ) -> dict[str, asyncio.Future[_Known | Failed]]:
+        loop = asyncio.get_running_loop()
+        futures = {patient: loop.create_future() for patient in batch}
+        for patient, future in futures.items():
+            self._asked[source.name, patient] = future
+        task = loop.create_task(self._ask(source, futures, now))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return futures
+
+    async def _ask(
+        self, source: Route, futures: dict[str, asyncio.Future[_Known | Failed]], now: float
+    ) -> None:
+        """Ask for a batch. Its age counts from before it was asked."""
+        answer: dict[str, _Known] | Failed = _NOT_HAD
+        try:
+            answer = await self._read(source, frozenset(futures), now + self._kept_s)
+        except _Unusable as unusable:
+            answer = unusable.failed
+        except Exception:  # noqa: BLE001 - whoever waits is told that it cannot be had
+            answer = _NOT_HAD
+        finally:
+            for patient, future in futures.items():
+                key = (source.name, patient)
+                known = answer if isinstance(answer, Failed) else answer[patient]
+                # Not kept if it was forgotten while it was asked for.
+                if self._asked.get(key) is future:
+                    del self._asked[key]
+                    if isinstance(known, _Known):
+                        self._keep(key, known)
+                if not future.done():
+                    future.set_result(known)
+
+    def _keep(self, key: tuple[str, str], known: _Known) -> None:
+        self._known.pop(key, None)
+        self._known[key] = known
+        while len(self._known) > MAX_KEPT:
+            self._known.popitem(last=False)
+
+    # --- Asking -------------------------------------------------------------------------------
+
+    async def _read(
+        self, source: Route, patients: frozenset[str], until: float
+    ) -> dict[str, _Known]:
+        listed = ",".join(sorted(patients))
+        *related, consents = await asyncio.gather(
+            self._search(source, "CareTeam", {"patient": listed, "status": "active"}),
+            self._search(source, "Patient", {"_id": listed}),
+            self._search(source, "Encounter", {"patient": listed, "status": "in-progress"}),
+            self._search(source, "Consent", {"patient": listed}),
+        )
+        day = datetime.fromtimestamp(self._now(), UTC).date().isoformat()
+        reader = Reader(own=f"{_origin(source)}{source.upstream_base}/", day=day)
+        treats: dict[str, set[str]] = {patient: set() for patient in patients}
+        for resource in (one for found in related for one in found or ()):
+            patient, references = reader.relations(resource)
+            if patient in treats:
+                treats[patient] |= references
+        judged: dict[str, list[Consent]] = {patient: [] for patient in patients}
+        for consent in [_unreadable()] if consents is None else map(parse_consent, consents):
+            # A consent of which it cannot be told whose it is may be anybody's.
+            for patient in patients if consent.patient is None else {consent.patient} & patients:
+                judged[patient].append(consent)
+        return {
+            patient: _Known(
+                treats=frozenset(treats[patient]), consents=tuple(judged[patient]), until=until
+            )
+            for patient in patients
+        }
+
+    async def _search(
+        self, source: Route, type_: str, parameters: dict[str, str]
+    ) -> list[dict[str, Any]] | None:
+        """All resources of a search, or None if they cannot be told. Raises `_Unusable`."""
+        path = upstream_path(source, f"{source.base}/{type_}")
+        query = urlencode({**parameters, "_count": str(PAGE_SIZE)}, safe=",")
+        found: list[dict[str, Any]] = []
+        try:
+            for _ in range(MAX_PAGES):
+                bundle = await self._page(source, path, query)
+                found += resources_of(bundle, type_)
+                link = next_link(bundle)
+                if link is None:
+                    return found if is_all(bundle, len(found)) else None
+                path, query = own_target(source.upstream_base, link, path)
+        except UnreadableError:
+            pass
+        return None
+
+    async def _page(self, source: Route, path: str, query: str) -> dict[str, Any]:
+        head = RequestHead(
+            method="GET",
+            authority=source.upstream_authority,
+            path=path,
+            query=query,
+            headers=Headers((("accept", "application/fhir+json"),)),
+            scheme=source.upstream_scheme,
+        )
+        answer = await self._fetch(source, head, b"", MAX_ANSWER_BYTES)
+        if isinstance(answer, Failed):
+            raise _Unusable(answer)
+        status = answer.head.status
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _KEPT_OUT:
+            raise _Unusable(_NOT_HAD)
+        try:
+            bundle = orjson.loads(answer.body) if status == HTTPStatus.OK else None
+        except orjson.JSONDecodeError as error:
+            raise UnreadableError from error
+        if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
+            raise UnreadableError
+        return bundle
+
+
+_KEPT_OUT: Final = frozenset({
+    HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS,
+})  # fmt: skip
+
+
+def _without_facts(route: Route) -> bool:
+    """Whether there are none by configuration: then there are no relations either."""
+    facts = route.settings.patient_facts
+    return facts == "none" or (not facts and not names_patients(route.settings))
+
+
+def _unreadable() -> Consent:
+    return Consent(id="", patient=None, in_force=True, readable=False)
+
+
+def _origin(source: Route) -> str:
+    return f"{source.upstream_scheme}://{source.upstream_authority}"

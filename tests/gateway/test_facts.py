@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from gateway.core.commands import Facts, Failed, Fetched
+from gateway.core.messages import RequestHead, ResponseHead
+from gateway.facts import BATCH, FactsSource
+from gateway.identity.model import Identified
+from gateway.routes import Route, compile_routes
+from gateway.settings import RouteSettings, RuleSettings
+from policies.model import Principal
+
+RULE = RuleSettings(path="/moods/{patient}", type="Mood")
+FHIR, MOODS, NONE = compile_routes([
+    RouteSettings(name="fhir", kind="ehr", upstream="http://127.0.0.1:1/r4", path="/fhir",
+                  strip_path=True, content="fhir"),
+    RouteSettings(name="moods", kind="mood", upstream="http://127.0.0.1:2", path="/m",
+                  content="json", rules=(RULE,), patient_facts="fhir"),
+    RouteSettings(name="none", kind="mood", upstream="http://127.0.0.1:2", path="/n",
+                  content="json", rules=(RULE,), patient_facts="none"),
+])  # fmt: skip
+WHO = Identified(
+    principal=Principal(kind="user", id="p7", references=frozenset({"Practitioner/7"})),
+    means="session",
+    person="Practitioner/7",
+    purpose="TREAT",
+)
+
+
+def team(patient: str, member: str = "Practitioner/7", **changes: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "CareTeam",
+        "status": "active",
+        "subject": {"reference": f"Patient/{patient}"},
+        "participant": [{"member": {"reference": member}}],
+        **changes,
+    }
+
+
+def consent(patient: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Consent",
+        "id": f"c{patient}",
+        "status": "active",
+        "scope": {"coding": [{"code": "patient-privacy"}]},
+        "patient": {"reference": f"Patient/{patient}"},
+        "provision": {"type": "deny"},
+        **changes,
+    }
+
+
+@dataclass
+class App:
+    """A FHIR app that knows a few resources and can be told to misbehave."""
+
+    resources: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
+    asked: list[RequestHead] = field(default_factory=list)
+    page: int = 1_000
+    gate: asyncio.Event | None = None
+
+    async def __call__(
+        self, route: Route, head: RequestHead, body: bytes, limit: int
+    ) -> Fetched | Failed:
+        assert route.name == "fhir"
+        self.asked.append(head)
+        mine = [one for one in self.resources if one["resourceType"] == head.path.split("/")[-1]]
+        if self.gate is not None:
+            await self.gate.wait()
+        kind = head.path.split("/")[-1]
+        answer = self.answers.get(kind, mine)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, Failed):
+            return answer
+        if isinstance(answer, int):
+            return Fetched(head=ResponseHead(status=answer), body=b"{}")
+        if isinstance(answer, bytes):
+            return Fetched(head=ResponseHead(status=200), body=answer)
+        bundle = answer if isinstance(answer, dict) else self._bundle(head, answer)
+        return Fetched(head=ResponseHead(status=200), body=json.dumps(bundle).encode())
+
+    def _bundle(self, head: RequestHead, found: list[dict[str, Any]]) -> dict[str, Any]:
+        start = int(parse_qs(head.query).get("at", ["0"])[0])
+        bundle: dict[str, Any] = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "total": len(found),
+            "entry": [{"resource": one} for one in found[start : start + self.page]],
+        }
+        if start + self.page < len(found):
+            url = f"http://elsewhere{head.path}?at={start + self.page}"
+            bundle["link"] = [{"relation": "next", "url": url}]
+        return bundle
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def source(app: App, clock: Clock | None = None) -> FactsSource:
+    return FactsSource([FHIR, MOODS, NONE], app, clock=clock or Clock(), now=lambda: 1.8e9)
+
+
+async def load(app: App, *patients: str, route: Route = FHIR) -> Facts:
+    answer = await source(app).load(route, WHO, frozenset(patients))
+    assert isinstance(answer, Facts)
+    assert answer.consents.keys() == set(patients)
+    return answer
+
+
+DOCTOR = {
+    "resourceType": "Patient",
+    "id": "1",
+    "generalPractitioner": [{"reference": "http://127.0.0.1:1/r4/Practitioner/7/_history/3"}],
+}
+VISIT = {
+    "resourceType": "Encounter",
+    "status": "in-progress",
+    "subject": {"reference": "Patient/1"},
+    "participant": [{"individual": {"reference": "Practitioner/7"}}],
+}
+
+
+@pytest.mark.parametrize("resource", [team("1"), DOCTOR, VISIT])
+async def test_teams_doctors_and_visits_make_a_relation(resource: dict[str, Any]) -> None:
+    assert (await load(App([resource]), "1", "2")).care_team == {"1"}
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        team("1", "Practitioner/8"),
+        team("1", "http://other.example/Practitioner/7"),
+        team("1", status="inactive"),
+        team("1", period={"end": "2020-01-01"}),
+        team("1", period={"start": "2999"}),
+        team("1", period="ever"),
+        team("1", participant=[{"member": {"reference": "Practitioner/7"},
+                                "period": {"end": "2026"}}]),
+        team("1", participant={"member": {"reference": "Practitioner/7"}}),
+        team("1", subject={"reference": "Group/1"}),
+        team("1", subject={"reference": "http://other.example/Patient/1"}),
+        team("1", subject=None),
+        VISIT | {"status": "finished"},
+    ],
+)  # fmt: skip
+async def test_what_is_over_elsewhere_or_of_another_is_no_relation(
+    resource: dict[str, Any],
+) -> None:
+    assert (await load(App([resource]), "1")).care_team == frozenset()
+
+
+async def test_consents_of_each_patient_are_his_own() -> None:
+    facts = await load(App([consent("1"), consent("9")]), "1", "2")
+    assert [one.id for one in facts.consents["1"]] == ["c1"]
+    assert facts.consents["2"] == ()
+
+
+async def test_a_consent_of_nobody_known_counts_for_everybody() -> None:
+    facts = await load(App([consent("1") | {"patient": {"display": "?"}}]), "1", "2")
+    assert all(not one.readable for found in facts.consents.values() for one in found)
+    assert all(facts.consents.values())
+
+
+UNREADABLE = [
+    b"", b"{", b"<html>", b"[]", b'{"resourceType":"OperationOutcome"}', 404, 400, 302,
+    {"resourceType": "Bundle", "type": "searchset", "total": 1},
+    {"resourceType": "Bundle", "type": "batch-response", "entry": []},
+    {"resourceType": "Bundle", "type": "searchset", "entry": {}},
+    {"resourceType": "Bundle", "type": "searchset", "entry": [{}]},
+    {"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": DOCTOR | {
+        "resourceType": "Observation"}}]},
+    {"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": {
+        "resourceType": "OperationOutcome", "issue": [{"severity": "warning"}]}}]},
+    {"resourceType": "Bundle", "type": "searchset", "link": [{"relation": "next"}]},
+    {"resourceType": "Bundle", "type": "searchset", "link": [
+        {"relation": "next", "url": "http://x/r4/../admin"}]},
+    {"resourceType": "Bundle", "type": "searchset", "link": [
+        {"relation": "next", "url": "http://x/admin?a=1"}]},
+    {"resourceType": "Bundle", "type": "searchset", "link": [
+        {"relation": "next", "url": "?for=ever"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", UNREADABLE)
+async def test_an_answer_that_cannot_be_relied_upon_is_an_unreadable_consent(answer: Any) -> None:
+    facts = await load(App(answers={"Consent": answer}), "1", "2")
+    for found in facts.consents.values():
+        assert [(one.readable, one.in_force) for one in found] == [(False, True)]
+
+
+@pytest.mark.parametrize("answer", UNREADABLE)
+async def test_an_answer_that_cannot_be_relied_upon_is_no_relation(answer: Any) -> None:
+    facts = await load(App([consent("1")], answers={"CareTeam": answer}), "1")
+    assert facts.care_team == frozenset()
+    assert len(facts.consents["1"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["CareTeam", "Patient", "Encounter", "Consent"])
+@pytest.mark.parametrize(
+    "answer", [Failed(code="gateway.upstream_down", who="upstream"), 500, 503, 401, OSError("no")]
+)
+async def test_what_cannot_be_had_is_a_failure_and_never_no_consents(
+    kind: str, answer: Any
+) -> None:
+    app = App([team("1")], answers={kind: answer})
+    facts = source(app)
+    assert isinstance(await facts.load(FHIR, WHO, frozenset({"1"})), Failed)
+    del app.answers[kind]
+    assert isinstance(await facts.load(FHIR, WHO, frozenset({"1"})), Facts)
+
+
+async def test_all_pages_are_read_from_the_app_itself() -> None:
+    app = App([consent("1", id=f"c{place}") for place in range(5)], page=2)
+    facts = await load(app, "1")
+    assert [one.id for one in facts.consents["1"]] == ["c0", "c1", "c2", "c3", "c4"]
+    assert {head.authority for head in app.asked} == {"127.0.0.1:1"}
+    assert {head.path for head in app.asked if "at=" in head.query} == {"/r4/Consent"}
+
+
+async def test_many_patients_are_asked_for_together_and_at_most_fifty() -> None:
+    app = App()
+    patients = [f"p{place}" for place in range(BATCH + 1)]
+    await load(app, *patients)
+    listed = [
+        parse_qs(head.query)["patient"][0].split(",")
+        for head in app.asked
+        if "Consent" in head.path
+    ]
+    assert sorted(len(one) for one in listed) == [1, BATCH]
+    assert {one for each in listed for one in each} == set(patients)
+
+
+@pytest.mark.parametrize("strange", ["1&status=x", "1,2", "../Patient/2", "a b", "", "é", "x" * 65])
+async def test_an_id_that_is_none_reaches_no_url_and_is_denied(strange: str) -> None:
+    app = App([team(strange)])
+    facts = await load(app, strange)
+    assert app.asked == []
+    assert facts.care_team == frozenset()
+    assert [one.readable for one in facts.consents[strange]] == [False]
+
+
+async def test_a_withdrawn_consent_bites_within_three_seconds() -> None:
+    app, clock = App(), Clock()
+    facts = source(app, clock)
+    await facts.load(FHIR, WHO, frozenset({"1"}))
+    app.resources.append(consent("1"))
+    clock.at += 2.9
+    early = await facts.load(FHIR, WHO, frozenset({"1"}))
+    assert isinstance(early, Facts)
+    assert early.consents["1"] == ()
+    assert len(app.asked) == 4
+    clock.at += 0.1
+    late = await facts.load(FHIR, WHO, frozenset({"1"}))
+    assert isinstance(late, Facts)
+    assert len(late.consents["1"]) == 1
+
+
+async def test_what_is_forgotten_is_asked_again_at_once_also_for_other_routes() -> None:
+    app = App()
+    facts = source(app)
+    await facts.load(MOODS, WHO, frozenset({"1"}))
+    app.resources.append(consent("1"))
+    facts.forget(FHIR, ["1"])
+    again = await facts.load(MOODS, WHO, frozenset({"1"}))
+    assert isinstance(again, Facts)
+    assert len(again.consents["1"]) == 1
+
+
+async def test_a_question_that_is_under_way_when_things_change_is_not_kept() -> None:
+    app = App(gate=asyncio.Event())
+    facts = source(app)
+    first = asyncio.create_task(facts.load(FHIR, WHO, frozenset({"1"})))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    app.resources.append(consent("1"))
+    facts.forget(FHIR)
+    assert app.gate is not None
+    second = asyncio.create_task(facts.load(FHIR, WHO, frozenset({"1"})))
+    await asyncio.sleep(0)
+    app.gate.set()
+    await first
+    for answer in (await second, await facts.load(FHIR, WHO, frozenset({"1"}))):
+        assert isinstance(answer, Facts)
+        assert len(answer.consents["1"]) == 1
+
+
+async def test_many_who_ask_at_once_ask_the_app_once_and_one_who_leaves_takes_nothing() -> None:
+    app = App([team("1")], gate=asyncio.Event())
+    facts = source(app)
+    tasks = [asyncio.create_task(facts.load(FHIR, WHO, frozenset({"1"}))) for _ in range(20)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    tasks[0].cancel()
+    assert app.gate is not None
+    app.gate.set()
+    answers = await asyncio.gather(*tasks[1:])
+    assert len(app.asked) == 4
+    assert all(isinstance(one, Facts) and one.care_team == {"1"} for one in answers)
+
+
+async def test_a_route_without_facts_has_no_relations_and_asks_nobody() -> None:
+    app = App([team("1"), consent("1")])
+    facts = await load(app, "1", route=NONE)
+    assert facts == Facts(consents={"1": ()})
+    assert app.asked == []
+
+
+async def test_a_source_that_speaks_no_fhir_is_a_failure() -> None:
+    [alone] = compile_routes([NONE.settings])
+    lost = Route(
+        settings=MOODS.settings, name="moods", base="/m", upstream_scheme="http",
+        upstream_authority="x", upstream_base="",
+    )  # fmt: skip
+    answer = await FactsSource([alone], App()).load(lost, WHO, frozenset({"1"}))
+    assert isinstance(answer, Failed)
