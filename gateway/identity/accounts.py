@@ -27,9 +27,13 @@ _ROLE = re.compile(r"[a-z][a-z0-9]{0,23}(-[a-z0-9]{1,24}){0,5}").fullmatch
 
 def normal_login(name: str) -> str:
     """The form in which log-in names are kept and compared."""
-    # Casefolding can undo the normal form and the other way round: once more settles it.
-    folded = unicodedata.normalize("NFKC", name.strip()).casefold()
-    return unicodedata.normalize("NFKC", folded)
+    # Each of the three steps can undo another: what stays the same is the normal form.
+    while True:
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        normal = unicodedata.normalize("NFKC", folded).strip()
+        if normal == name:
+            return normal
+        name = normal
 
 
 class Accounts:
