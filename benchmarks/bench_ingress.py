@@ -86,7 +86,7 @@ def _rates(busy: dict[str, list[Measured]]) -> dict[str, Result]:
     for figure, peer in (("ratio_to_nginx", NGINX), ("ratio_to_mitmproxy", MITMPROXY)):
         # Each round beside the peer's round that followed it: the machine's speed drifts.
         ratios = [a / b for a, b in zip(per_s["ours"], per_s[peer], strict=True)]
-        found[f"ingress.{figure}"] = Result.of(ratios, unit="times", peer=peer, peer_rounds=[1.0])
+        found[f"ingress.{figure}"] = Result.of(ratios, unit="times", peer=peer)
     return found
 
 

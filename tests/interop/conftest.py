@@ -88,10 +88,12 @@ _PROVISION = (
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """A run mode keeps it from telling its makers that it was installed; it stays on loopback."""
+    """It stays on loopback: no statistics to its makers, no announcement on the network."""
     return {
         "KOLIBRI_HOME": str(home),
         "KOLIBRI_RUN_MODE": "test",
+        "KOLIBRI_DISABLE_PING": "true",
+        "KOLIBRI_ZEROCONF_ENABLED": "false",
         "KOLIBRI_LISTEN_ADDRESS": "127.0.0.1",
         "KOLIBRI_CHERRYPY_THREAD_POOL": "4",
         "KOLIBRI_NO_FILE_BASED_LOGGING": "1",
