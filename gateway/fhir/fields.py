@@ -287,6 +287,13 @@ def _refuse_foreign(resource: Json) -> None:
 
     Raises `UnsupportedError`, also for content nested deeper than 100 levels.
     """
+    contained = resource.get("contained")
+    inner = contained if isinstance(contained, list) else [contained]
+    # FHIR R4 invariant dom-2: contained resources are gone through, those in them are not.
+    if any(isinstance(one, dict) and "contained" in one for one in inner):
+        raise UnsupportedError("Expected contained resources that contain no others.")
+    if contained is not None and not isinstance(contained, list):
+        raise UnsupportedError("Expected contained resources as a list.")
     stack: list[tuple[object, int]] = [(resource, 0)]
     while stack:
         value, depth = stack.pop()

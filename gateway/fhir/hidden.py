@@ -83,6 +83,9 @@ def _list(new: list[Any], prior: list[Any], node: Node[Way]) -> list[Any] | None
     for one in new:
         if not isinstance(one, dict):
             raise _lost(node)
+        if not visible(one, node):
+            # All of it is hidden: what he saw of a member that is kept below, or what he made up.
+            continue
         same = _same(one, shown, node)
         shown = [other for other in shown if other is not same]
         restored.append(_object(one, same[1] if same else {}, node))

@@ -144,7 +144,7 @@ def _defined[L](place: _Place[L], segment: str) -> list[_Place[L]]:
         if segment in {element.name, name}
     ]
     if element.choice and segment == element.name:
-        places.append(place.below_choice(segment))
+        places += [place.below(segment, ""), place.below_choice(segment)]
     return places
 
 

@@ -75,9 +75,9 @@ def carry_out(
     """
     ways = _ways(obligations, masks)
     new, changed = _veiled(resource, ways, pseudonym)
-    contained = new.get("contained")
-    if isinstance(contained, list) and ways:
-        inner = [_veiled(one, ways, pseudonym) for one in contained]
+    contained = new.get("contained", [])
+    if ways and contained:
+        inner = [_veiled_inside(one, ways, pseudonym) for one in _listed(contained)]
         if changed or any(of_inner for _, of_inner in inner):
             changed = True
             new = {**new, "contained": [_without(one, "text") for one, _ in inner]}
@@ -181,6 +181,27 @@ def _veiled(
     hide = Hide(pseudonym=pseudonym)
     new = hide.veil(resource, _tree(resource_type, own))
     return new, new is not resource
+
+
+def _listed(contained: Any) -> list[Any]:
+    if not isinstance(contained, list):
+        raise UpstreamContentError(
+            "Expected contained resources as a list, got something else. Nothing of it was "
+            "released; look at what the app answers."
+        )
+    return contained
+
+
+def _veiled_inside(
+    resource: Any, ways: Mapping[str, Way], pseudonym: Callable[[str, str], str]
+) -> tuple[Json, bool]:
+    # FHIR R4 invariant dom-2.
+    if isinstance(resource, dict) and "contained" in resource:
+        raise UpstreamContentError(
+            "Expected contained resources that contain no others, got one that does. Nothing of it "
+            "was released; look at what the app answers."
+        )
+    return _veiled(resource, ways, pseudonym)
 
 
 @lru_cache(maxsize=512)

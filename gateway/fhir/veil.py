@@ -88,7 +88,8 @@ class Hide:
 
     def _hidden(self, value: Any, sibling: Any, node: Node[Way]) -> tuple[Any, Any]:
         """What stands in place of an element and of its sibling."""
-        if node.leaf is Way.REDACT:
+        # A mask in place of a resource would be no resource.
+        if node.leaf is Way.REDACT or node.kind == "Resource":
             return None, None
         # A part of it has to be hidden by another rule: a pseudonym of the whole would show it.
         if node.leaf is Way.PSEUDONYMISE and not (node.names or node.choices):
