@@ -75,7 +75,7 @@ async def test_a_code_is_accepted_a_step_early_or_late_and_no_more(one: Bench) -
 
 @pytest.mark.parametrize(
     "code",
-    ["", "12345", "1234567", "abcdef", "\uff11\uff12\uff13\uff14\uff15\uff16", "-12345", "0" * 9],
+    ["", "12345", "1234567", "abcdef", "\uff11" * 6, "-12345", "0" * 9],
 )
 async def test_what_is_no_code_is_refused(one: Bench, code: str) -> None:
     account = one.clinician()
@@ -122,7 +122,7 @@ def test_a_program_is_known_by_its_key_alone(tmp_path: Path) -> None:
     found = services.identify(key)
     assert found is not None
     assert (found.principal.kind, found.person) == ("service", "lab-sync")
-    assert found.principal.scopes == {"system/Patient.r"}
+    assert found.principal.scopes == frozenset({"system/Patient.r"})
     other, _ = make_key("lab-sync")
     unknown, _ = make_key("lab")
     for wrong in (other, unknown, key[:-1], key + "x", "hgs_lab-sync_", "hgs_", hashed):
