@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from audit.entry import parse_entry
 from audit.errors import AuditConfigurationError, AuditError
@@ -120,12 +120,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it if it may be served."""
-        if not isinstance(transport, asyncio.Transport):
+        # Not every loop's transports are subclasses of asyncio's.
+        connection = cast("asyncio.Transport", transport)
+        if not self._server.admit(self, peer_uid(connection.get_extra_info("socket"))):
+            connection.abort()
             return
-        if not self._server.admit(self, peer_uid(transport.get_extra_info("socket"))):
-            transport.abort()
-            return
-        self._transport = transport
+        self._transport = connection
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Forget it; its entries that wait are written all the same."""

@@ -22,7 +22,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from audit.errors import (
     AuditError,
@@ -214,9 +214,9 @@ class _Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ready."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-            self._look()
+        # Not every loop's transports are subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._look()
 
     def data_received(self, data: bytes) -> None:
         """Give answers to those who wait for them."""

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from audit import cli as audit_cli
@@ -27,8 +26,13 @@ from audit.errors import (
     MalformedQueryError,
     WitnessError,
 )
+from gateway import cli as gateway_cli
+from gateway import cli_users
+from gateway.checks import Finding
+from gateway.errors import DirectoryError, GatewayConfigurationError, GatewayError, UnavailableError
 from havengate import __version__
 from havengate.errors import ConfigurationError
+from havengate.operational_log import configure
 from keys import cli as keys_cli
 from keys.cli_pseudonyms import OpenPseudonyms, PseudonymCommands
 from keys.errors import EmbeddedServerError, KeyConfigurationError, KeysError
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
     from policies.replay import RecordedDecision
 
 #: Every error that is meant to be read.
-type HavengateError = KeysError | AuditError | PoliciesError | ConfigurationError
+type HavengateError = KeysError | AuditError | PoliciesError | GatewayError | ConfigurationError
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
 #: As a shell reports SIGINT.
@@ -57,14 +61,14 @@ _file: Path | None = None
 
 def main() -> None:
     """Run the command and exit with its code."""
-    _configure_operational_log()
+    configure()
     try:
         build()()
     except KeyboardInterrupt:
         # The log knows what was begun; a command that was cut short may be repeated.
         typer.echo("havengate: interrupted; the command may be repeated", err=True)
         sys.exit(INTERRUPTED)
-    except (KeysError, AuditError, PoliciesError, ConfigurationError) as error:
+    except (KeysError, AuditError, PoliciesError, GatewayError, ConfigurationError) as error:
         sys.exit(_report(error))
 
 
@@ -73,7 +77,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        help="Keys of persons and a log that nobody can quietly change.",
+        help="A gateway in front of mental-health apps: who may see what, sealed and on record.",
     )
     app.callback()(_options)
     app.add_typer(
@@ -102,7 +106,36 @@ def build() -> typer.Typer:
         name="audit",
     )
     app.add_typer(_policy_commands(), name="policy")
+    gateway_cli.add_to(
+        app,
+        gateway_cli.GatewayCommands(file=_config_file, checks=_findings, up=_run_gateway),
+    )
+    app.add_typer(cli_users.build(_open_users), name="users")
     return app
+
+
+def _config_file() -> Path:
+    from havengate.configuration import DEFAULT_FILE, FILE_VARIABLE
+
+    return _file or Path(os.environ.get(FILE_VARIABLE) or DEFAULT_FILE)
+
+
+def _findings() -> Iterator[Finding]:
+    from havengate.checking import findings
+
+    return findings(_settings, os.environ)
+
+
+def _run_gateway() -> None:
+    from havengate import gateway_process
+
+    gateway_process.run(_settings(), _config_file(), say=typer.echo)
+
+
+def _open_users() -> AbstractContextManager[cli_users.UsersProgram]:
+    from havengate import wiring
+
+    return wiring.open_users(_settings(), os.environ)
 
 
 def _policy_commands() -> typer.Typer:
@@ -209,13 +242,14 @@ def _report(error: HavengateError) -> int:
     return _exit_code(error)
 
 
-def _exit_code(error: HavengateError) -> int:
+def _exit_code(error: HavengateError) -> int:  # noqa: PLR0911 - one table
     match error:
         case (
             ConfigurationError()
             | KeyConfigurationError()
             | AuditConfigurationError()
             | MalformedQueryError()
+            | GatewayConfigurationError()
         ):
             return WRONG
         case RecordsUnavailableError():
@@ -226,30 +260,12 @@ def _exit_code(error: HavengateError) -> int:
             LogUnavailableError() | IndexUnavailableError() | WitnessError() | EmbeddedServerError()
         ):
             return UNAVAILABLE
+        case DirectoryError() | UnavailableError():
+            return UNAVAILABLE
         case KeysError() if error.retryable:
             return UNAVAILABLE
         case _:
             return REFUSED
-
-
-def _configure_operational_log() -> None:
-    """JSON lines on standard error, or readable ones on a terminal.
-
-    Tracebacks are plain: the usual ones show local variables, and those are tokens and keys.
-    """
-    renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if sys.stderr.isatty()
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *renderers,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from audit.retention import first_readable
 from audit.settings import AuditSettings
 from audit.transport import BlockingLogClient
 from audit.witness import WitnessClient
+from gateway.cli_users import UsersProgram
+from gateway.identity.directory import Directory
 from havengate.configuration import Configuration
 from keys.blindindex import BlindIndex
 from keys.bootstrap import BootstrapReport, bootstrap, create_officer, credential_files
@@ -41,6 +43,7 @@ from keys.epochs import EpochKeeper
 from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError, KeysError
 from keys.keyring import Keyring
+from keys.kv import KVStore
 from keys.layout import AUDIT_SIGNING_KEY
 from keys.ports import KeyEvent, KeyEventRecorder
 from keys.pseudonyms import Half, Pseudonymiser
@@ -52,6 +55,7 @@ from keys.store import KeyStore
 from keys.table import KeyTable
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
+from policies.model import ROLES
 
 _log = structlog.get_logger()
 
@@ -217,13 +221,14 @@ def open_to_look(settings: Configuration, environ: Mapping[str, str]) -> Iterato
     with ExitStack() as stack:
         keys = stack.enter_context(open_keys(settings, environ))
         operator = stack.enter_context(keys.server.client("operator"))
-        yield _keys_program(settings, environ, keys, operator, _NothingRecorded())
+        yield _keys_program(settings, environ, keys, operator, NothingRecorded())
 
 
-class _NothingRecorded:
+class NothingRecorded:
     """Stands where the log would: what is not recorded must not be done."""
 
     def record(self, event: KeyEvent) -> int:
+        """Raises `LogUnavailableError`."""
         raise LogUnavailableError(f"The log is not open, so {event.action} must not happen.")
 
 
@@ -407,6 +412,28 @@ def open_pseudonyms(
             ),
             login=login,
         )
+
+
+@contextmanager
+def open_users(settings: Configuration, environ: Mapping[str, str]) -> Iterator[UsersProgram]:
+    """Open what `havengate users` works with, the log included."""
+    identity = settings.gateway.identity
+    with open_program(settings, environ) as program:
+        directory = Directory.open(
+            identity.database_url, settings=identity.sessions, clock=time.time
+        )
+        try:
+            yield UsersProgram(
+                directory=directory,
+                kv=KVStore(program.keys.client, "gateway"),
+                recorder=program.recorder,
+                tenant=settings.tenant,
+                actor=program.commands.actor,
+                roles=(*ROLES, *settings.policies.roles),
+                clock=time.time,
+            )
+        finally:
+            directory.close()
 
 
 def current_user(environ: Mapping[str, str]) -> str:

@@ -60,6 +60,11 @@ class Trail:
         self._counts: dict[str, int] = {}
         self._broke_glass = False
 
+    @property
+    def types(self) -> frozenset[str]:
+        """Types of records that were touched."""
+        return frozenset(name.partition("/")[0] for name in self._resources)
+
     def asked(self, question: Question, decision: Decision) -> None:
         """Note a question about the exchange as a whole."""
         self.action = question.action

@@ -107,6 +107,7 @@ class Summary:
     action: str
     status: int
     decision: Literal["allow", "deny", "none"]
+    types: frozenset[str] = frozenset()
     failure: str | None = None
     #: The class of an exception that nobody foresaw.
     mistake: str | None = None
@@ -464,6 +465,7 @@ class _Exchange:
             action=trail.action if trail else "none",
             status=self.status,
             decision=(trail.decision if trail else None) or "none",
+            types=trail.types if trail else frozenset(),
             failure=self.failure,
             mistake=self.mistake,
         )

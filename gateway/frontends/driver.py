@@ -190,7 +190,8 @@ class _Run:
         except BadRequestError as error:
             return Failed(code=error.code, who="caller", message=str(error))
         except (GatewayError, KeysError, AuditError) as error:
-            _log.warning("gateway.command_failed", command=type(command).__name__, code=error.code)
+            name = type(command).__name__
+            _log.warning("gateway.command_failed", command=name, **error.diagnostics())
             return Failed(code=error.code)
         except Exception as error:  # noqa: BLE001 - it must not get past the core
             _log.error(

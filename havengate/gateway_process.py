@@ -1,0 +1,243 @@
+"""What `havengate up` runs: the parent that holds keys, log and certificate, and its workers.
+
+The parent starts the embedded key server, is the one writer of the log, renews the certificate and
+answers health and metrics. Workers (`load_worker`, by import string) join the key server, hand
+their entries to the writer's socket, and serve. All read the same configuration file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import structlog
+from cryptography import x509
+
+from audit.errors import AuditConfigurationError
+from audit.log import LogWriter
+from audit.server import LogServer
+from audit.transport import LogClient
+from gateway import metrics
+from gateway.app import Foundations, Gateway, make_handlers, public_url
+from gateway.errors import GatewayConfigurationError
+from gateway.fhir.links import Pager
+from gateway.frontends.admin import Admin
+from gateway.frontends.ingress import Ingress
+from gateway.frontends.serve import check_certificate, serve
+from gateway.identity.directory import Directory
+from gateway.routes import compile_routes
+from gateway.settings import GatewaySettings
+from havengate.checking import readiness
+from havengate.configuration import FILE_VARIABLE, Configuration, load
+from havengate.operational_log import configure
+from havengate.wiring import NothingRecorded, OpenKeys, new_request_id, open_keys, open_program
+from keys.blindindex import BlindIndex
+from keys.certificates import CertificateManager
+from keys.kv import KVStore
+from keys.layout import IDENTITY_SIGNING_KEY
+from keys.pseudonyms import Pseudonymiser
+from keys.reidentification import VaultHalves
+from keys.signing import VaultSigner
+from policies.store import load_in_force
+
+_log = structlog.get_logger("gateway")
+
+WORKER = "havengate.gateway_process:load_worker"
+
+
+def foundations(settings: Configuration, keys: OpenKeys, log: LogClient) -> Foundations:
+    """What a worker stands on."""
+    store = keys.keyring.store
+    return Foundations(
+        tenant=settings.tenant,
+        keyring=keys.keyring,
+        index=BlindIndex(store, settings=settings.keys.index, recorder=NothingRecorded()),
+        pseudonyms=Pseudonymiser(
+            keys.keyring,
+            database=keys.database,
+            halves=VaultHalves(keys.client),
+            recorder=NothingRecorded(),
+        ),
+        secrets=KVStore(keys.client, "gateway"),
+        identity_signer=VaultSigner(keys.client, IDENTITY_SIGNING_KEY),
+        log=log,
+        policies=settings.policies,
+        ids=new_request_id,
+    )
+
+
+def load_worker() -> Ingress:
+    """Build one worker's application, from the file that the parent named."""
+    configure()
+    settings = load(Path(os.environ[FILE_VARIABLE]), os.environ)
+    # Open as long as the process lives.
+    keys = ExitStack().enter_context(open_keys(settings, os.environ))
+    log = LogClient(Path(settings.audit.socket))
+    gateway = Gateway(settings.gateway, foundations(settings, keys, log))
+    return Ingress(gateway, settings.gateway.limits, port=settings.gateway.port)
+
+
+def check_settings(settings: GatewaySettings) -> None:
+    """Raise `GatewayConfigurationError` for what can be seen to be wrong without any I/O."""
+    if not settings.routes:
+        raise GatewayConfigurationError(
+            "expected at least one app in [[gateway.routes]], got none; write a first "
+            "configuration with havengate init"
+        )
+    compile_routes(settings.routes)
+    make_handlers(settings.routes, Pager(bytes(32)))
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raise `GatewayConfigurationError` if nobody can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise GatewayConfigurationError(
+                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what does, or give "
+                f"{setting} another number."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerCertificate:
+    """What clients are shown. Paths that are links stay the same when an issued one is renewed."""
+
+    certificate: Path
+    key: Path
+    ca: Path | None
+    renew: Callable[[], object] | None
+
+
+def server_certificate(settings: Configuration, keys: OpenKeys) -> ServerCertificate:
+    """The operator's own certificate, or one issued by the key server's authority.
+
+    Raises `GatewayConfigurationError` or a `KeysError`.
+    """
+    tls = settings.gateway.tls
+    if tls.certificate_file or tls.key_file:
+        certificate, key = Path(tls.certificate_file), Path(tls.key_file)
+        check_certificate(certificate, key)
+        check_lifetime(certificate)
+        return ServerCertificate(certificate=certificate, key=key, ca=None, renew=None)
+    directory = Path(tls.directory)
+    manager = CertificateManager(
+        keys.client,
+        kind="server",
+        names=certificate_names(settings.gateway),
+        directory=directory,
+        settings=settings.keys.pki,
+    )
+    manager.renew_if_due()
+    current = directory / "current"
+    return ServerCertificate(
+        certificate=current / "certificate.pem",
+        key=current / "key.pem",
+        ca=current / "ca.pem",
+        renew=manager.renew_if_due,
+    )
+
+
+def check_lifetime(certificate: Path) -> None:
+    """Raise `GatewayConfigurationError` for a certificate that is not valid now."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    now = datetime.now(UTC)
+    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise GatewayConfigurationError(
+            f"The certificate {certificate} is valid from {found.not_valid_before_utc:%Y-%m-%d} to "
+            f"{found.not_valid_after_utc:%Y-%m-%d}, so not today. Renew it, or remove "
+            "gateway.tls.certificate_file to have one issued here."
+        )
+
+
+def certificate_names(settings: GatewaySettings) -> list[str | IPv4Address]:
+    """Names under which people reach the gateway on this machine, and its public one."""
+    names: list[str | IPv4Address] = ["localhost", IPv4Address("127.0.0.1")]
+    host = urlsplit(settings.public_url).hostname
+    if host and host not in names:
+        names.append(host)
+    return names
+
+
+@contextmanager
+def serving_log(writer: LogWriter, path: Path) -> Iterator[None]:
+    """Serve the log's socket from a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="log-server", daemon=True)
+    thread.start()
+    server = LogServer(writer, path)
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(timeout=10)
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result(timeout=10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5)
+        loop.close()
+
+
+def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = print) -> None:
+    """Run the gateway until it is told to stop.
+
+    `file` is read again by each worker. Raises whatever cannot be mended by waiting, before the
+    first connection is taken: a `KeysError`, `AuditError`, `PoliciesError` or `GatewayError`.
+    """
+    gateway = settings.gateway
+    check_settings(gateway)
+    check_port(gateway.host, gateway.port, "gateway.port")
+    check_port("127.0.0.1", gateway.admin_port, "gateway.admin_port")
+    rules = len(load_in_force(settings.policies).engine.bundle.rules)
+    os.environ[FILE_VARIABLE] = str(file.resolve())
+    with ExitStack() as stack:
+        program = stack.enter_context(open_program(settings, os.environ))
+        if program.log.writer is None:
+            raise AuditConfigurationError(
+                "Another process writes this log, so a gateway is running on this configuration "
+                "already. Stop it, or give this one an audit.directory of its own."
+            )
+        _open_directory_once(settings)
+        shown = server_certificate(settings, program.keys)
+        stack.enter_context(serving_log(program.log.writer, Path(settings.audit.socket)))
+        numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
+        os.environ[metrics.DIRECTORY_VARIABLE] = numbers
+        admin = Admin(
+            port=gateway.admin_port,
+            checks=readiness(settings, program),
+            metrics=lambda: metrics.exposition(Path(numbers)),
+        )
+        stack.enter_context(admin)
+        say(f"Havengate stands at {public_url(gateway)} with {rules} rules, in front of:")
+        for route in gateway.routes:
+            say(f"  {route.host or '*'}{route.path}  →  {route.upstream}  ({route.kind})")
+        if shown.ca is not None:
+            say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
+        say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")
+        say("Stop with Ctrl-C.")
+        serve(
+            gateway,
+            target=WORKER,
+            certificate=shown.certificate,
+            key=shown.key,
+            workers=gateway.workers,
+            renew=shown.renew,
+        )
+
+
+def _open_directory_once(settings: Configuration) -> None:
+    """Bring the database of accounts to its newest version before several workers open it."""
+    identity = settings.gateway.identity
+    Directory.open(identity.database_url, settings=identity.sessions, clock=time.time).close()
