@@ -364,7 +364,7 @@ class _Body:
 
     async def _piece(self) -> bytes | None:
         """The next one, None after the last or when the client has gone."""
-        piece = asyncio.ensure_future(anext(self._pieces, None))
+        piece = asyncio.ensure_future(self._next())
         if self._gone is None:
             self._gone = asyncio.ensure_future(self._protocol.client_disconnect())
         done, _ = await asyncio.wait(
@@ -377,6 +377,13 @@ class _Body:
             raise TimeoutError
         self._empty = 2
         return None
+
+    async def _next(self) -> bytes | None:
+        """As `anext` with a default does, which the server's iterator does not survive."""
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            return None
 
 
 def _sent(head: ResponseHead) -> list[tuple[str, str]]:

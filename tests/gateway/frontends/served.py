@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import socket
@@ -78,7 +78,7 @@ class SmallApp:
             "query": head.query,
             "authority": head.authority,
             "version": head.http_version,
-            "headers": list(clean_request(head)),
+            "headers": list(clean_request(head).headers),
             "body": body.decode("latin-1") if isinstance(body, bytes) else repr(body),
         }
         status = 200
@@ -230,7 +230,7 @@ def certify(
     directory.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     names = [x509.DNSName(name), x509.IPAddress(ip_address("127.0.0.1"))]
     built = (
         x509.CertificateBuilder()
@@ -238,8 +238,8 @@ def certify(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=10))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_before(now - dt.timedelta(days=10))
+        .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names[: 2 if name == "localhost" else 1]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
