@@ -14,7 +14,7 @@ ETag; of a new one its id, which is his own doing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -33,10 +33,8 @@ from gateway.fhir.resources import Json
 from policies.model import Action, Allowed, Denied
 
 #: Marks that a release puts on a record, and that must not come back into it.
-_MARKS: Final[Mapping[str, frozenset[str]]] = {
-    "tag": frozenset({"SUBSETTED"}),
-    "security": frozenset({"NORDSCLCD"}),
-}
+_NOTICE: Final = "NORDSCLCD"
+_PART: Final = "SUBSETTED"
 _REFUSALS: Final = frozenset({400, 404, 405, 409, 412, 422, 501})
 
 
@@ -208,7 +206,11 @@ class Changes:
         merged = without_marks(content, prior.content)
         if hidden:
             merged = restore_hidden(merged, prior.content, hidden)
-            merged = _with_narrative(merged, prior.content)
+        elif _is_part(merged, prior.content):
+            raise UnsupportedError(
+                "This is a part of the record (SUBSETTED): the rest would be lost. Read all of it, "
+                "change it, and send it whole."
+            )
         record = self._records.understood(merged)
         questions = yield from self._demanded(action, record)
         return Change(
@@ -326,44 +328,29 @@ class Changes:
 
 
 def without_marks(content: Json, prior: Json) -> Json:
-    """`content` without the marks that only a release put on it."""
-    meta, before = content.get("meta"), prior.get("meta")
-    if not isinstance(meta, dict):
+    """`content` without the label that only a release put on it (`release.with_notice`)."""
+    meta, before = content.get("meta"), prior.get("meta") or {}
+    if not isinstance(meta, dict) or _NOTICE not in _codes(meta.get("security")):
         return content
-    new = dict(meta)
-    for name, codes in _MARKS.items():
-        listed = meta.get(name)
-        kept_before = _codes(before.get(name)) if isinstance(before, dict) else set()
-        marks = codes - kept_before
-        if isinstance(listed, list) and marks & _codes(listed):
-            kept = [one for one in listed if not (_codes([one]) & marks)]
-            new[name] = kept
-            if not kept:
-                del new[name]
-    changed = {**content, "meta": new}
-    if not new:
-        del changed["meta"]
-    return changed
+    if _NOTICE in _codes(before.get("security")):
+        return content
+    kept = [one for one in meta["security"] if _NOTICE not in _codes([one])]
+    new = {**meta, "security": kept}
+    if not kept:
+        del new["security"]
+    return {**content, "meta": new}
+
+
+def _is_part(content: Json, prior: Json) -> bool:
+    tags, before = ((one.get("meta") or {}).get("tag") for one in (content, prior))
+    return _PART in _codes(tags) and _PART not in _codes(before)
 
 
 def _codes(listed: Any) -> set[str]:
     if not isinstance(listed, list):
         return set()
-    return {one["code"] for one in listed if isinstance(one, dict) and _is_text(one.get("code"))}
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _with_narrative(new: Json, prior: Json) -> Json:
-    """Words that people wrote beside the data, which a release with hidden elements left out.
-
-    A narrative that was generated from the data is not taken over: it may say what was changed.
-    """
-    text = prior.get("text")
-    written = isinstance(text, dict) and text.get("status") in {"additional", "extensions"}
-    return {**new, "text": text} if written and "text" not in new else new
+    codes = [one.get("code") for one in listed if isinstance(one, dict)]
+    return {code for code in codes if isinstance(code, str)}
 
 
 def _condition(if_match: str | None, now: Found) -> str | None:
