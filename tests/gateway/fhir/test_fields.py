@@ -266,15 +266,21 @@ def test_a_sealed_sibling_is_not_opened_as_the_text_itself() -> None:
         PLAN.unprotect(sealed, person=ME, sealer=sealer)
 
 
-@given(st.data())
-def test_a_changed_text_is_not_opened(data: st.DataObject) -> None:
-    sealer = MemorySealer()
-    text = stolen(sealer)
-    at = data.draw(st.integers(4, len(text) - 1))
-    other = data.draw(st.sampled_from("Aa0_-. é").filter(lambda one: one != text[at]))
-    changed = patient(name=[{"family": text[:at] + other + text[at + 1 :]}])
+SEALER = MemorySealer()
+STOLEN = stolen(SEALER)
+
+
+@given(st.integers(4, len(STOLEN) - 1), st.sampled_from("Aa0_-. é"))
+def test_a_changed_text_is_not_opened(at: int, other: str) -> None:
+    text = STOLEN[:at] + other + STOLEN[at + 1 :]
+    changed = patient(name=[{"family": text}])
+    if text == STOLEN:
+        assert PLAN.unprotect(changed, person=ME, sealer=SEALER) == patient(
+            name=[{"family": "Fry"}]
+        )
+        return
     with pytest.raises(UpstreamContentError) as raised:
-        PLAN.unprotect(changed, person=ME, sealer=sealer)
+        PLAN.unprotect(changed, person=ME, sealer=SEALER)
     assert "Fry" not in str(raised.value)
 
 
