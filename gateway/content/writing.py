@@ -84,10 +84,10 @@ class Writing:
         told = _named(content, self._rule.request_patient)
         for record in records:
             told |= _named(record, self._rule.patient)
-        if self._rule.request_patient is None and self._rule.patient is not None:
-            unnamed = any(not self._rule.patient.find(record) for record in records)
-            if unnamed and len(records) > 1:
-                raise UnsupportedError("Each record of a list must say whose it is.")
+        pointer = self._rule.patient
+        each = pointer is not None and len(records) > 1 and not self.reading.named()
+        if each and not all(_named(record, pointer) for record in records):
+            raise UnsupportedError("Each record of a list must say whose it is.")
         return told
 
     def _prior(self, query: str, named: frozenset[str]) -> Steps[list[Question] | None]:
