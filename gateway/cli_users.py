@@ -157,6 +157,7 @@ def _add_add(app: typer.Typer, open_program: OpenProgram) -> None:
                 )
                 touched.append(account)
                 uri = _issue(program, account) if print_second_factor else None
+            account = program.directory.accounts.named(name)
         _show_account(account, password, uri, as_json=as_json)
 
 
@@ -181,6 +182,7 @@ def _add_reset(app: typer.Typer, open_program: OpenProgram) -> None:
                 program.directory.attempts.forget("code", account.id)
                 renewed = program.directory.accounts.named(name)
                 uri = _issue(program, renewed) if print_second_factor else None
+            renewed = program.directory.accounts.named(name)
         _show_account(renewed, password, uri, as_json=as_json)
 
 

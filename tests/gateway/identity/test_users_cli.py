@@ -1,0 +1,158 @@
+"""`havengate users`: what it changes holds at once, and is in the log."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from argon2 import PasswordHasher
+from click.testing import Result
+from typer.testing import CliRunner
+
+from audit.errors import LogUnavailableError
+from gateway.cli_users import UsersProgram, build
+from gateway.errors import AccountError
+from gateway.identity import passwords
+from gateway.identity.service_accounts import hash_of
+from policies.model import ROLES
+from tests.audit.records import make_recorder
+from tests.gateway.identity.workbench import PASSWORD, Bench, Browser
+
+
+class Users:
+    """Runs the commands on a gateway that is up."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        recorder = make_recorder(bench.log, bench.sealer)
+
+        @contextmanager
+        def open_program() -> Iterator[UsersProgram]:
+            yield UsersProgram(
+                directory=bench.identity.directory,
+                kv=bench.store,
+                recorder=recorder,
+                tenant="clinic-1",
+                actor="root",
+                roles=ROLES,
+                clock=bench.clock,
+            )
+
+        self.app = build(open_program)
+
+    def run(self, *words: str, typed: str = "") -> Result:
+        return CliRunner().invoke(self.app, words, input=typed)
+
+    def json(self, *words: str) -> dict[str, object]:
+        done = self.run(*words, "--json")
+        assert done.exit_code == 0, done.output
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture
+def users(one: Bench, monkeypatch: pytest.MonkeyPatch) -> Users:
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(passwords, "rfc_9106_hasher", lambda: cheap)
+    return Users(one)
+
+
+async def test_who_was_added_can_sign_in(users: Users) -> None:
+    words = ("add", "Ada", "--role", "clinician", "--reference", "Practitioner/7")
+    made = users.json(*words, "--print-second-factor")
+    assert (made["name"], made["roles"], made["second_factor_set"]) == ("ada", ["clinician"], True)
+    assert "secret=" in str(made["second_factor_uri"])
+    account = users.bench.identity.directory.accounts.named("ada")
+    assert not account.must_set_second_factor
+    browser = Browser(users.bench)
+    page = await browser.get("sign-in")
+    fields = {"login": "ada", "password": str(made["password"])}
+    second = await browser.submit(page, "sign-in", **fields)
+    done = await browser.submit(second, "sign-in/code", code=users.bench.code(account))
+    assert done.head.status == 303
+    acts = [(entry.action, entry.details.get("what")) for entry in users.bench.entries()]
+    assert acts[:2] == [("admin", "users_add")] * 2
+
+
+def test_a_password_is_printed_once_and_kept_nowhere(users: Users) -> None:
+    shown = users.run("add", "ada", "--role", "nurse").stdout
+    found = re.search(r"Password +(\S+)", shown)
+    assert found is not None
+    assert len(found[1]) >= 20
+    assert found[1].encode() not in b"".join(users.bench.log.held)
+    assert found[1] not in users.run("list", "--json").stdout
+
+
+def test_a_chosen_password_is_asked_for_and_never_shown(users: Users) -> None:
+    done = users.run("add", "ada", "--ask-password", typed=f"{PASSWORD}\n{PASSWORD}\n")
+    assert done.exit_code == 0
+    assert PASSWORD not in done.output
+    weak = users.run("add", "eve", "--ask-password", typed="password1234\npassword1234\n")
+    assert isinstance(weak.exception, AccountError)
+    assert users.bench.identity.directory.accounts.find("eve") is None
+
+
+def test_unknown_roles_and_names_change_nothing(users: Users) -> None:
+    assert isinstance(users.run("add", "ada", "--role", "clinican").exception, AccountError)
+    assert isinstance(users.run("lock", "nobody").exception, AccountError)
+    assert users.bench.identity.directory.accounts.all() == []
+    assert users.bench.log.held == []
+
+
+@pytest.mark.parametrize("command", ["lock", "end-sessions", "reset"])
+def test_what_takes_access_away_ends_sessions_at_once(users: Users, command: str) -> None:
+    account = users.bench.clinician()
+    users.bench.session(account)
+    users.json(command, "ada")
+    assert users.bench.identity.directory.sessions.of(account.id) == []
+    assert [entry.outcome for entry in users.bench.entries()] == [None, "success"]
+    assert len(users.bench.entries()[-1].patients) == 1
+
+
+def test_a_reset_forgets_password_and_second_factor(users: Users) -> None:
+    account = users.bench.clinician()
+    made = users.json("reset", "ada")
+    assert f"totp/{account.id}" not in users.bench.store.held
+    renewed = users.bench.identity.directory.accounts.named("ada")
+    assert renewed.must_set_second_factor
+    hasher = users.bench.identity.passwords
+    assert not hasher._matches(renewed.password_hash, PASSWORD)
+    assert hasher._matches(renewed.password_hash, str(made["password"]))
+
+
+def test_unlocking_lets_in_and_forgets_attempts(users: Users) -> None:
+    account = users.bench.clinician()
+    attempts = users.bench.identity.directory.attempts
+    for _ in range(5):
+        attempts.book("password", "ada", address=None)
+    users.json("lock", "ada")
+    users.json("unlock", "ada")
+    assert attempts.book("password", "ada", address=None) is not None
+    assert users.bench.session(account)
+
+
+@pytest.mark.parametrize("words", [("add", "eve"), ("reset", "ada"), ("unlock", "ada")])
+def test_nothing_is_changed_that_cannot_be_recorded(users: Users, words: tuple[str, ...]) -> None:
+    before = users.bench.clinician()
+    users.bench.log.fail = LogUnavailableError("away")
+    assert isinstance(users.run(*words).exception, LogUnavailableError)
+    assert users.bench.identity.directory.accounts.all() == [before]
+
+
+def test_a_program_gets_a_key_and_the_hash_for_its_file(users: Users) -> None:
+    made = users.json("add", "lab-sync", "--service")
+    assert made["key_sha256"] == hash_of(str(made["key"]))
+    assert users.bench.identity.directory.accounts.all() == []
+    assert "key_hash_file" in users.run("add", "lab-sync", "--service").stdout
+
+
+def test_the_list_shows_who_may_sign_in(users: Users) -> None:
+    users.bench.clinician()
+    users.bench.account("eve", patient="3")
+    shown = users.run("list").stdout.splitlines()
+    assert "clinician" in shown[0]
+    assert "patient 3" in shown[1]
+    assert "second factor not set" in shown[1]
