@@ -158,14 +158,19 @@ def running(
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
+    last = "no answer"
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if fetch(url)[0] < http.HTTPStatus.INTERNAL_SERVER_ERROR:
-                return
+            status, body = fetch(url)
         except (OSError, http.client.HTTPException):
-            pass
+            time.sleep(0.05)
+            continue
+        if status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            return
+        last = f"{status}: {body[:500].decode(errors='replace')}"
         time.sleep(0.05)
-    raise RuntimeError(f"{url} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
+    said = log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"expected {url} to be ready, got {last}\n{said}")
 
 
 # --- nginx, as the app and as a peer --------------------------------------------------------------

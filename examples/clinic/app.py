@@ -52,8 +52,13 @@ class Clinic:
         if scope.proto != "http":
             protocol.close(403)
             return
-        body = await protocol() if scope.method in {"POST", "PUT", "PATCH"} else b""
-        reply = self.reply(scope, body)
+        body = bytearray()
+        if scope.method in {"POST", "PUT", "PATCH"}:
+            async for piece in protocol:
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    break
+        reply = self.reply(scope, bytes(body))
         headers = [*reply.headers.items(), ("content-length", str(len(reply.body)))]
         if scope.method == "HEAD" or not reply.body:
             protocol.response_empty(

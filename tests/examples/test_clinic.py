@@ -413,3 +413,7 @@ def test_the_program_ends_when_told_to(tmp_path: Path) -> None:
     with started([*command, "--database", str(tmp_path / "x.sqlite3")], url) as process:
         process.terminate()
         assert process.wait(timeout=20) == 0
+
+
+def test_a_body_without_end_is_refused(base_url: str) -> None:
+    assert get(f"{base_url}/api/moods/1", method="POST", body=b" " * 17_000_000).status == 413
