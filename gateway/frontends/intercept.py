@@ -48,6 +48,7 @@ from policies.store import InForce
 _log = structlog.get_logger("gateway.outbound")
 
 _START_TIMEOUT_S: Final = 15.0
+_STOP_TIMEOUT_S: Final = 5.0
 
 
 class Intercept:
@@ -115,7 +116,7 @@ class Intercept:
 
     def close(self) -> None:
         """Stop; calls under way are cut off and end in the log."""
-        if self._master is not None:
+        if self._master is not None and self.alive:
             self._master.shutdown()  # type: ignore[no-untyped-call]
         if self._thread is not None:
             self._thread.join(_START_TIMEOUT_S)
@@ -160,7 +161,8 @@ class Intercept:
             )
             self._master = master
             running = asyncio.ensure_future(master.run())
-            while not (master.proxyserver.is_running or running.done()):  # noqa: ASYNC110 - its only sign
+            # Nothing else says that it listens.
+            while not (master.proxyserver.is_running or running.done()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             if not master.proxyserver.listen_addrs():
                 master.shutdown()  # type: ignore[no-untyped-call]
@@ -168,7 +170,17 @@ class Intercept:
                 raise OSError("no address could be bound")
             self._started.set()
             await running
-            await self._way.end_all()
+            await self._stop(master)
+
+    async def _stop(self, master: InterceptMaster) -> None:
+        for server in master.proxyserver.servers:
+            await server.stop()
+        await self._way.end_all()
+        for client_id in list(master.proxyserver.connections):
+            master.guard.sever(client_id)
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            while master.proxyserver.connections:  # noqa: ASYNC110 - nothing says that it is empty
+                await asyncio.sleep(0.01)
 
 
 class InterceptMaster(Master):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
@@ -51,41 +50,33 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class Lead:
-    """How far the two sides of one client's connection may run ahead.
+    """How far the sides of one client's connection may run ahead.
 
-    Nothing is read while a hook is at work, nor while `MAX_UNDEALT_BYTES` lie unattended. What then
-    never moves on is ended by mitmproxy's time-out for idle connections.
+    Nothing is read while a hook is at work, nor from a side of which `MAX_UNDEALT_BYTES` lie
+    unattended. What then never moves on is ended by mitmproxy's time-out for idle connections.
     """
 
-    at_work: int = 0
-    undealt: int = 0
-    severed: bool = False
-    _free: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self._free.set()
+    def __init__(self) -> None:
+        self.severed = False
+        self._at_work = 0
+        self._readers: list[LedReader] = []
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold both sides while a hook is at work."""
-        self.at_work += 1
+        """Hold all sides while a hook is at work."""
+        self._at_work += 1
         self._settle()
         try:
             yield
         finally:
-            self.at_work -= 1
+            self._at_work -= 1
             self._settle()
-
-    def took(self, size_bytes: int) -> None:
-        """Note what was read."""
-        self.undealt += size_bytes
-        self._settle()
 
     def progressed(self) -> None:
         """Note that what was read has been dealt with."""
-        self.undealt = 0
+        for reader in self._readers:
+            reader.undealt = 0
         self._settle()
 
     def sever(self) -> None:
@@ -93,34 +84,46 @@ class Lead:
         self.severed = True
         self._settle()
 
-    async def free(self) -> None:
-        """Return once more may be read."""
-        await self._free.wait()
+    def take(self, inner: Reader) -> LedReader:
+        """Take one more side on this lead."""
+        reader = LedReader(inner, self)
+        self._readers = [one for one in self._readers if not one.ended]
+        self._readers.append(reader)
+        self._settle()
+        return reader
 
     def _settle(self) -> None:
-        held = (self.at_work > 0 or self.undealt > MAX_UNDEALT_BYTES) and not self.severed
-        if held:
-            self._free.clear()
-        else:
-            self._free.set()
+        for reader in self._readers:
+            reader.hold(self._at_work > 0 and not self.severed)
 
 
 class LedReader:
     """Reads one side of a connection on its lead."""
 
     def __init__(self, inner: Reader, lead: Lead) -> None:
+        self.undealt = 0
+        self.ended = False
         self._inner = inner
         self._lead = lead
+        self._free = asyncio.Event()
+
+    def hold(self, held: bool) -> None:  # noqa: FBT001 - the lead's word, nothing else
+        """Stop or go on reading."""
+        if (held or self.undealt > MAX_UNDEALT_BYTES) and not self._lead.severed:
+            self._free.clear()
+        else:
+            self._free.set()
 
     async def read(self, size: int) -> bytes:
         """Return at most `size` bytes; none at the end, or when the connection was severed."""
-        await self._lead.free()
+        await self._free.wait()
+        data = b"" if self._lead.severed else await self._inner.read(size)
         if self._lead.severed:
-            return b""
-        data = await self._inner.read(size)
-        if self._lead.severed:
-            return b""
-        self._lead.took(len(data))
+            data = b""
+        self.ended = not data
+        self.undealt += len(data)
+        if self.undealt > MAX_UNDEALT_BYTES and not self._lead.severed:
+            self._free.clear()
         return data
 
 

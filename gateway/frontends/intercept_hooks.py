@@ -40,7 +40,7 @@ from gateway.frontends.intercept_calls import (
     request_head,
     response_head,
 )
-from gateway.frontends.intercept_guard import LedReader, RefusedHookError, cut
+from gateway.frontends.intercept_guard import RefusedHookError, cut
 from gateway.frontends.intercept_tls import Leaf, Leaves
 from gateway.outbound.addresses import AddressCheck
 from gateway.outbound.listing import Target
@@ -152,7 +152,7 @@ class WayOut:
     def _take_on_lead(self, client: Client, side: Any) -> None:
         transport = self.master.proxyserver.connections[client.id].transports[side]
         reader: Any = transport.reader
-        led: Any = LedReader(reader, self.master.guard.lead(client))
+        led: Any = self.master.guard.lead(client).take(reader)
         transport.reader = led
 
     def target(self, client: Client) -> Target:

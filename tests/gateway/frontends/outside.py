@@ -359,7 +359,7 @@ def bench(
             assert host in resolved
 
     with outside_host(tape, context) as outside, outside_host(tape, None) as plain:
-        port = free_port()
+        port = settings.pop("port", None) or free_port()
         proxy = Intercept(
             OutboundSettings(
                 port=port,
@@ -371,8 +371,12 @@ def bench(
                 ),
                 destinations=(listed or default_list)(outside.port, plain.port),
                 directory=str(directory / "for-apps"),
-                ca_file=str(ca_file),
-                **{"timeout_s": 5.0, "max_body_bytes": 1_000_000, **settings},
+                **{
+                    "ca_file": str(ca_file),
+                    "timeout_s": 5.0,
+                    "max_body_bytes": 1_000_000,
+                    **settings,
+                },
             ),
             tenant=TENANT,
             in_force=lambda: STORE.current,
