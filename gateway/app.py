@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class Gateway:
             self._forget_facts(summary.service)
         if summary.mistake is not None:
             _log.error("gateway.mistake", error=summary.mistake, service=summary.service)
-        elif summary.failure is not None:
+        elif summary.failure is not None and summary.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.warning("gateway.failed", code=summary.failure, service=summary.service)
         return summary
 

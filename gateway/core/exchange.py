@@ -187,11 +187,11 @@ class _Exchange:
         if isinstance(answer, NotIdentified) and answer.credentials_given:
             yield from self._unknown(answer)
             return
+        if isinstance(answer, NotIdentified) and not _is_public(handler, head):
+            yield from self._unknown(answer)
+            return
         plan = handler.plan(head)
         if isinstance(answer, NotIdentified):
-            if not plan.public:
-                yield from self._unknown(answer)
-                return
             answer = _ANYBODY
             self.trail = self._trail(route, answer)
         enforcement = Enforcement(
@@ -272,6 +272,9 @@ class _Exchange:
             status=answer.status,
             bytes_out=int(length) if length is not None and length.isdecimal() else None,
         )
+        self.answering, self.status = True, answer.status
+        if (yield StartResponse(head=head)) is Signal.GONE:
+            return
         yield from self._download()
 
     def _upload(self, trail: Trail) -> Steps[bool]:
@@ -477,6 +480,14 @@ _ANYBODY = Identified(
     person="anonymous",
     purpose="SUPPORT",
 )
+
+
+def _is_public(handler: Handler, head: RequestHead) -> bool:
+    """Who has not signed in does not even learn what could not be asked."""
+    try:
+        return handler.plan(head).public
+    except BadRequestError:
+        return False
 
 
 def _refusal(error: GatewayError) -> Refusal:
