@@ -326,6 +326,8 @@ _CAUSES: Final[tuple[tuple[str, str, str], ...]] = (
     ("not valid for", "upstream_tls", "shows a certificate for another name than `upstream` says"),
     ("NotValidForName", "upstream_tls",
      "shows a certificate for another name than `upstream` says"),
+    ("CaUsedAsEndEntity", "upstream_tls",
+     "shows an authority's certificate as its own: issue it one with basicConstraints CA:FALSE"),
     ("invalid peer certificate", "upstream_tls",
      "shows a certificate that is not trusted: check it and the route's `ca_file`"),
     ("InvalidContentType", "upstream_tls",

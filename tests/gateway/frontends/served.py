@@ -241,7 +241,7 @@ def certify(
         .not_valid_before(now - dt.timedelta(days=10))
         .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names[: 2 if name == "localhost" else 1]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         .sign(key, hashes.SHA256())
     )
     files = Certificate(certificate=directory / f"{stem}.pem", key=directory / f"{stem}.key")
