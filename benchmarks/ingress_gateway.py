@@ -197,7 +197,8 @@ def _record(url: str, headers: dict[str, str], upstream: str) -> dict[str, bytes
     for number in range(1, OBSERVATIONS + 1):
         _put(f"{url}/fhir", headers, _observation(number))
     files: dict[str, bytes] = {}
-    for path in ("/fhir/Patient/1", "/fhir/CareTeam?patient=1", SEARCH):
+    # What the gateway asks about relations and consents has its answers here, too.
+    for path in ("/fhir/Patient/1", "/fhir/Patient?_id=1", "/fhir/CareTeam?patient=1", SEARCH):
         status, body = fetch(upstream + path)
         if status != 200:
             raise RuntimeError(f"expected {path} from the clinic, got status {status}")
