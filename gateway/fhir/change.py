@@ -15,7 +15,7 @@ ETag; of a new one its id, which is his own doing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
@@ -118,10 +118,11 @@ class Changes:
         one = self._new_id()
         record = self._records.understood({**content, "id": one})
         questions = yield from self._demanded("create", record, nobody=True)
+        named = tuple(replace(question, id=one, patient=one) for question in questions)
         return Change(
             kind="create",
             record=record,
-            questions=questions,
+            questions=named,
             method="PUT",
             path=f"/Patient/{one}",
             if_none_match="*",
@@ -310,6 +311,9 @@ class Changes:
 
     def told(self, status: int, location: str | None, record: Record, found: Found) -> Changed:
         """What somebody hears of a record he wrote."""
+        for question in self._records.questions("read", record):
+            # The log names what was written even if its writer may not see it.
+            self._records.enforcement.trail.touched(question)
         decision = self._records.decide("read", record)
         if isinstance(decision, Denied):
             self._records.withhold("read", record, decision)

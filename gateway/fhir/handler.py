@@ -24,11 +24,9 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-import orjson
-
 from gateway.core.enforcement import Enforcement, Question, Reply, Steps
 from gateway.core.handler import Inspected, Streamed
-from gateway.core.messages import Headers, RequestHead, ResponseHead
+from gateway.core.messages import RequestHead
 from gateway.errors import BadRequestError, UnsupportedError, UpstreamContentError
 from gateway.fhir import app as upstream
 from gateway.fhir.app import App, Found
@@ -37,32 +35,21 @@ from gateway.fhir.change import Changed, Changes, refuse_conditions
 from gateway.fhir.fields import FieldPlan, compile_fields
 from gateway.fhir.history import Histories, version_decision
 from gateway.fhir.links import Pager
-from gateway.fhir.query import Controls, controls, encoded, read_query
+from gateway.fhir.pages import Gathered, Pass, Place, packed, row_limit, unpacked
+from gateway.fhir.query import Controls, controls, read_query
 from gateway.fhir.records import Record, Records
-from gateway.fhir.release import elements, notice_text, with_notice
-from gateway.fhir.request import PAGE, Interaction, Parameters, parse_head, parse_interaction
+from gateway.fhir.release import with_notice
+from gateway.fhir.reply import joined, passing, reduced, reply, said, told_issue
+from gateway.fhir.request import PAGE, Interaction, parse_head, parse_interaction
 from gateway.fhir.resources import Json
-from gateway.fhir.search import (
-    Gathered,
-    Pass,
-    Place,
-    Searches,
-    packed,
-    row_limit,
-    unpacked,
-)
-from gateway.fhir.transaction import Transactions, outcome
+from gateway.fhir.search import Searches
+from gateway.fhir.transaction import Transactions
 from gateway.settings import RouteSettings
 from policies.model import Action, Allowed, Denied
 
-_JSON: Final = "application/fhir+json; charset=utf-8"
 _CHANGES: Final = frozenset({"create", "update", "patch", "delete"})
 _OF_HISTORY: Final = frozenset({"_since", "_at", "_count", "_sort"})
 _OF_EVERYTHING: Final = frozenset({"start", "end", "_since", "_type", "_count"})
-_SUBSETTED: Final = {
-    "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
-    "code": "SUBSETTED",
-}
 
 
 def _uuid() -> str:
@@ -118,7 +105,7 @@ class _Exchange:
             done = Changed(status=200, content=(yield from together.carry_out(asked.content)))
         else:
             done = yield from self._read_only(asked)
-        return self._reply(asked, done)
+        return reply(self._enforcement.head, asked, done, self._records.notices)
 
     def _read_only(self, asked: Interaction) -> Steps[Changed]:
         ways = {
@@ -215,7 +202,7 @@ class _Exchange:
             return self._listed(asked, Gathered(counted=0), [], plan, how)
         want = min(how.count, plan.rows)
         # One more tells whether there are more.
-        place = replace(place, query=_joined(place.query, (("_count", str(want + 1)),)))
+        place = replace(place, query=joined(place.query, (("_count", str(want + 1)),)))
         found = yield from searches.gather(place, plan, want, total=how.total == "accurate")
         return self._listed(asked, found, searches.release(found, plan), plan, how)
 
@@ -224,7 +211,7 @@ class _Exchange:
         number: int | None = 0
         if place is not None:
             many = self._enforcement.limits.looked_through
-            place = replace(place, query=_joined(place.query, (("_count", str(many)),)))
+            place = replace(place, query=joined(place.query, (("_count", str(many)),)))
             # A number says nothing about how many records one answer may hold.
             found = yield from searches.gather(place, replace(plan, rows=many * 2), 0, total=True)
             number = found.counted
@@ -251,7 +238,7 @@ class _Exchange:
             rows=row_limit(allowed[0].obligations),
             named=asked.patients,
         )
-        place = _passing(path, asked.parameters, _OF_HISTORY, how)
+        place = passing(path, asked.parameters, _OF_HISTORY, how)
         histories = Histories(self._app, self._records)
         try:
             found = yield from histories.gather(place, plan, min(how.count, plan.rows))
@@ -280,7 +267,7 @@ class _Exchange:
             rows=row_limit(allowed[0].obligations),
             named=asked.patients,
         )
-        place = _passing(f"/Patient/{asked.id}/$everything", asked.parameters, _OF_EVERYTHING, how)
+        place = passing(f"/Patient/{asked.id}/$everything", asked.parameters, _OF_EVERYTHING, how)
         searches = Searches(self._app, self._records)
         try:
             found = yield from searches.gather(place, plan, min(how.count, plan.rows))
@@ -340,7 +327,7 @@ class _Exchange:
             links.append({"relation": "next", "url": f"{self._app.base}/?{PAGE}={token}"})
         if found.cut:
             text = "There are more than may be given in one search; narrow it."
-            entries = [*entries, _said(text)]
+            entries = [*entries, said(text)]
         total = None if how.total == "none" else found.counted
         if total is not None:
             self._enforcement.count("total", total)
@@ -391,7 +378,7 @@ class _Exchange:
         issues = answer.get("issue")
         if answer["resourceType"] != "OperationOutcome" or not isinstance(issues, list):
             raise UpstreamContentError("The application did not answer with an OperationOutcome.")
-        kept = [_issue(one) for one in issues if isinstance(one, dict)]
+        kept = [told_issue(one) for one in issues if isinstance(one, dict)]
         return Changed(
             status=HTTPStatus.OK, content={"resourceType": "OperationOutcome", "issue": kept}
         )
@@ -402,93 +389,3 @@ class _Exchange:
             "Bulk export is not offered: its files cannot be decided record by record. Use "
             "Patient/[id]/$everything."
         )
-
-    # --- Replies ----------------------------------------------------------------------------------
-
-    def _reply(self, asked: Interaction, done: Changed) -> Reply:
-        head = self._enforcement.head
-        fields: list[tuple[str, str]] = []
-        for name, value in (
-            ("etag", done.etag),
-            ("last-modified", done.modified),
-            ("location", done.location),
-        ):
-            if value is not None:
-                fields.append((name, value))
-        if self._records.notices and done.content is not None:
-            texts = (" ".join(notice_text(one).split()) for one in sorted(self._records.notices))
-            fields.append(("redisclosure-notice", " ".join(texts)))
-        if asked.name in {"read", "vread"} and _unchanged(head.headers, done):
-            return _made(HTTPStatus.NOT_MODIFIED, fields, None)
-        minimal = asked.name in _CHANGES and _prefers_minimal(head.headers)
-        content = None if minimal else done.content
-        return _made(done.status, fields, content, bodiless=head.method == "HEAD")
-
-
-def reduced(content: Json, how: Controls) -> Json:
-    """The part of a released record that the client wants."""
-    if how.elements:
-        return elements(content, how.elements)
-    if how.summary == "text":
-        return elements(content, frozenset({"text"}))
-    if how.summary in {"data", "true"} and "text" in content:
-        meta = content.get("meta")
-        meta = meta if isinstance(meta, dict) else {}
-        tags = [one for one in meta.get("tag") or [] if one != _SUBSETTED]
-        rest = {name: value for name, value in content.items() if name != "text"}
-        return {**rest, "meta": {**meta, "tag": [*tags, _SUBSETTED]}}
-    return content
-
-
-def _passing(path: str, parameters: Parameters, known: frozenset[str], how: Controls) -> Place:
-    """A request with the parameters that are known to look at nothing that may be hidden."""
-    if any(name not in known and not name.startswith("_") for name, _ in parameters):
-        raise UnsupportedError(f"Offered here are {', '.join(sorted(known))}.")
-    passed = [(n, v) for n, v in parameters if n in known and n != "_count"]
-    return Place(path=path, query=encoded([*passed, ("_count", str(how.count + 1))]))
-
-
-def _joined(query: str, more: Parameters) -> str:
-    return "&".join(part for part in (query, encoded(more)) if part)
-
-
-def _said(text: str) -> Json:
-    content = outcome("incomplete", text, severity="warning")
-    return {"resource": content, "search": {"mode": "outcome"}}
-
-
-def _issue(issue: Json) -> Json:
-    """What a validator says, without the narrative that may show more."""
-    names = ("severity", "code", "details", "diagnostics", "location", "expression")
-    return {name: issue[name] for name in names if name in issue}
-
-
-def _unchanged(headers: Headers, done: Changed) -> bool:
-    """Whether the client has this already (RFC 9110 section 13.1)."""
-    known = headers.get("if-none-match")
-    if known is not None:
-        tags = {one.strip().removeprefix("W/") for one in known.split(",")}
-        return done.etag is not None and ("*" in tags or done.etag.removeprefix("W/") in tags)
-    since = headers.get("if-modified-since")
-    return since is not None and since == done.modified
-
-
-def _prefers_minimal(headers: Headers) -> bool:
-    wishes = ",".join(headers.all("prefer")).replace(";", ",").lower().split(",")
-    return not {one.strip() for one in wishes}.isdisjoint(
-        {"return=minimal", "return=operationoutcome"}
-    )
-
-
-def _made(
-    status: int,
-    fields: list[tuple[str, str]],
-    content: Json | None,
-    *,
-    bodiless: bool = False,
-) -> Reply:
-    body = b"" if content is None else orjson.dumps(content)
-    if content is not None:
-        fields = [("content-type", _JSON), *fields]
-    head = ResponseHead(status=int(status), headers=Headers(tuple(fields)))
-    return Reply(head=head, body=b"" if bodiless else body)

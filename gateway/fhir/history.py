@@ -16,10 +16,11 @@ from http import HTTPStatus
 from gateway.core.enforcement import Steps
 from gateway.fhir.app import App, place
 from gateway.fhir.bundles import entry_resource
+from gateway.fhir.pages import Match, Pass, Place
 from gateway.fhir.query import encoded
 from gateway.fhir.records import Record, Records
 from gateway.fhir.resources import Json
-from gateway.fhir.search import Match, Pass, Place, Searches
+from gateway.fhir.search import Searches
 from policies.model import Action, Allowed, Decision, Denied, Remedy
 from policies.obligations import join
 

@@ -21,6 +21,8 @@ from gateway.fhir.parameters import overlap
 from gateway.fhir.resources import Json
 
 MAX_OPERATIONS: Final = 200
+#: Each may double the record.
+MAX_COPIES: Final = 3
 _OPERATIONS: Final = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 #: They say again, or hold, what may be hidden elsewhere.
 _WHOLE: Final = frozenset({"", "text", "contained"})
@@ -35,6 +37,9 @@ def apply(operations: list[Any], shown: Json, hidden: Collection[str]) -> Json:
     """
     if len(operations) > MAX_OPERATIONS:
         raise BadRequestError(f"A patch has at most {MAX_OPERATIONS} operations.")
+    copies = sum(isinstance(one, dict) and one.get("op") == "copy" for one in operations)
+    if copies > MAX_COPIES:
+        raise BadRequestError(f"A patch has at most {MAX_COPIES} operations “copy”.")
     for one in operations:
         for path in _paths(one):
             _check(path, shown["resourceType"], hidden)

@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from itertools import chain
 from typing import Final
 
 from gateway.core.enforcement import Enforcement, Question, RefusedError, Steps
@@ -55,6 +56,7 @@ from policies.obligations import Obligation, RedisclosureNotice, join
 
 #: Of somebody's own patients only so many are tried before an answer has been seen.
 MAX_TRIED: Final = 16
+MAX_NAMED: Final = 256
 NOTHING: Final = "There is nothing here, or nothing that is open to you."
 
 _UNKNOWN_PATIENT: Final = Denied(
@@ -92,6 +94,7 @@ class Records:
         self.plan = plan
         self.notices: set[str] = set()
         self._kind = enforcement.route.settings.kind
+        self._protects = bool(enforcement.route.settings.fields)
 
     # --- From the app -----------------------------------------------------------------------------
 
@@ -100,25 +103,26 @@ class Records:
 
         Raises `UpstreamContentError` for what cannot be opened or labelled.
         """
-        plan, sealer = self.plan, self.enforcement.sealer
-        texts = [text for one in resources for text in plan.sealed_texts(one)]
-        yield from self.enforcement.load_keys(texts=texts)
-        records: list[Record] = []
-        for one in resources:
-            content = one
-            if texts and plan.sealed_texts(one):
-                patients = patients_of(one)
-                # Sealed content without one owner cannot be opened, and is not known (see below).
-                if len(patients) == 1:
-                    with keys_at_hand():
-                        person = patient_reference(*patients)
-                        content = plan.unprotect(one, person=person, sealer=sealer)
-                else:
-                    records.append(replace(self._understood(one), known=False))
-                    continue
-            records.append(self._understood(content))
+        texts = [self.plan.sealed_texts(one) for one in resources] if self._protects else []
+        yield from self.enforcement.load_keys(texts=chain.from_iterable(texts))
+        records = [
+            self._opened(one, sealed=bool(texts and texts[number]))
+            for number, one in enumerate(resources)
+        ]
         yield from self.enforcement.know({p for record in records for p in record.patients})
         return records
+
+    def _opened(self, resource: Json, *, sealed: bool) -> Record:
+        if not self._protects:
+            return self._understood(resource)
+        patients = patients_of(resource)
+        if sealed and len(patients) != 1:
+            # Nobody can tell under whose key it belongs: it stays closed.
+            return replace(self._understood(resource), known=False)
+        person = patient_reference(*patients) if len(patients) == 1 else ""
+        with keys_at_hand():
+            content = self.plan.unprotect(resource, person=person, sealer=self.enforcement.sealer)
+        return self._understood(content)
 
     def _understood(self, content: Json) -> Record:
         try:
@@ -198,7 +202,9 @@ class Records:
         for it does not depend on any record.
         """
         enforcement = self.enforcement
-        tried: list[str | None] = [*sorted(named)[: MAX_TRIED * 16]] if named else [None]
+        if len(named) > MAX_NAMED:
+            raise UnsupportedError(f"A request names at most {MAX_NAMED} patients; ask in parts.")
+        tried: list[str | None] = [*sorted(named)] if named else [None]
         yield from enforcement.know(named)
         found = self._gated(action, kind, one, tried)
         if not found and not named:

@@ -19,22 +19,19 @@ and a search that looks through more than `limits.looked_through` records ends e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
-
-import orjson
+from dataclasses import replace
+from typing import Any, Final
 
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import Steps
-from gateway.errors import BadRequestError, UnsupportedError, UpstreamContentError
+from gateway.errors import UnsupportedError, UpstreamContentError
 from gateway.fhir import bundles
 from gateway.fhir.app import App, parse
+from gateway.fhir.pages import Gathered, Match, Pass, Place
 from gateway.fhir.parameters import elements_tested
 from gateway.fhir.query import (
     MAX_QUERY,
     Chain,
-    Controls,
     Query,
     encoded,
     read_query,
@@ -43,64 +40,18 @@ from gateway.fhir.query import (
 from gateway.fhir.records import Record, Records
 from gateway.fhir.request import Interaction, named_patients
 from gateway.fhir.resources import Json, reference_target
-from policies.model import Action, Allowed, Decision, Denied, Remedy
-from policies.obligations import ExcludeFromCounts, LimitRows, Obligation
+from policies.model import Allowed, Decision, Denied, Remedy
+from policies.obligations import ExcludeFromCounts, LimitRows
 
 #: Records by which a chain may be replaced, and chains within chains.
 MAX_CHAINED: Final = 200
 MAX_DEPTH: Final = 3
-_NO_LIMIT: Final = 1_000_000
 
 _TESTED: Final = Denied(
     reason="An element that this search tests is not open to you.",
     rules=(),
     remedy=Remedy(kind="administrator"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in the app's pages to go on: a request, and how many of its matches were seen."""
-
-    path: str
-    query: str = field(default="", repr=False)
-    form: bool = False
-    index: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """What is asked of each record, and what stays the same from page to page."""
-
-    kind: Literal["search", "everything", "history"]
-    action: Action
-    type: str
-    tested: frozenset[str] = frozenset()
-    rows: int = _NO_LIMIT
-    given: int = 0
-    named: frozenset[str] = field(default=frozenset(), repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """A record that may be released, not released yet."""
-
-    record: Record
-    allowed: Allowed
-    entry: Json = field(repr=False)
-    included: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Gathered:
-    """What was found. `next`: where another match stands. `cut`: there are more than rows allow."""
-
-    matches: list[Match] = field(default_factory=list)
-    included: list[Match] = field(default_factory=list)
-    next: Place | None = None
-    cut: bool = False
-    counted: int | None = None
-    rows: int = _NO_LIMIT
 
 
 class Searches:
@@ -332,50 +283,6 @@ class Searches:
             entry = {"fullUrl": url, **entry}
         entry["search"] = {"mode": "include" if match.included else "match"}
         return entry
-
-
-def packed(place: Place, plan: Pass, controls: Controls) -> str:
-    """What a link to the next page holds."""
-    return orjson.dumps(
-        [
-            [place.path, place.query, place.form, place.index],
-            [
-                plan.kind,
-                plan.action,
-                plan.type,
-                sorted(plan.tested),
-                plan.rows,
-                plan.given,
-                sorted(plan.named),
-            ],
-            [controls.count, controls.summary, sorted(controls.elements)],
-        ]
-    ).decode()
-
-
-def unpacked(link: str) -> tuple[Place, Pass, Controls]:
-    """The same again. It was sealed by us: anything else in it is a mistake of ours."""
-    try:
-        where, what, how = orjson.loads(link)
-        place = Place(path=where[0], query=where[1], form=where[2], index=where[3])
-        plan = Pass(
-            kind=what[0],
-            action=what[1],
-            type=what[2],
-            tested=frozenset(what[3]),
-            rows=what[4],
-            given=what[5],
-            named=frozenset(what[6]),
-        )
-        controls = Controls(count=how[0], summary=how[1], elements=frozenset(how[2]))
-    except (ValueError, IndexError, TypeError) as error:
-        raise BadRequestError("This link is not one for a further page. Search again.") from error
-    return place, plan, controls
-
-
-def row_limit(obligations: Iterable[Obligation]) -> int:
-    """How many records a search may give altogether."""
-    return min([one.rows for one in obligations if isinstance(one, LimitRows)], default=_NO_LIMIT)
 
 
 def _counts(match: Match) -> bool:

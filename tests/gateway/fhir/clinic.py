@@ -1,4 +1,4 @@
-"""A clinic in memory: a small FHIR app that knows nothing of the gateway, and the gateway before it.
+"""A clinic in memory: a small FHIR app that knows nothing of the gateway, and the gateway in front.
 
 The app keeps versions, pages its answers, follows `_include` and `_revinclude`, and believes
 everybody. The gateway is the real one: core, handler, rules; keys are in memory.

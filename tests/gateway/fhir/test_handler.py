@@ -516,7 +516,7 @@ def test_says_so_when_the_app_lets_nobody_choose_ids() -> None:
         ("PUT", "/Observation/o1", {"if_none_match": "*"}),
     ],
 )
-def test_conditional_changes_are_refused(method: str, target: str, headers: dict[str, str]) -> None:
+def test_conditional_changes_are_refused(method: str, target: str, headers: dict[str, Any]) -> None:
     here = clinic(observation("o1", "p1"))
     assert here.ask(method, target, observation("o1", "p1"), **headers).status in {400, 422}
     assert isinstance(here.app, FHIRApp)
