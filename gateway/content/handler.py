@@ -7,7 +7,8 @@
 | json | of another rule | inspected: decided record by record |
 | json | of no rule | refused: an answer that nobody can read could be about anybody |
 
-Static files of a json route need one rule: `path = "/static/{rest*}"`, `type = "Page"`.
+Static files of a json route need one rule: `path = "/static/{rest*}"`, `type = "Page"`. Such a
+rule for everything (`/{rest*}`) lets everything pass unseen that no other rule names, JSON as well.
 
 A list is asked for as `search` and each member is decided with its own patient and labels. What was
 denied leaves no trace: not in the list, not in `total`, which is released only if it counted
@@ -19,7 +20,8 @@ A write needs every patient concerned before anything is sent: from path, query,
 the rule says in `patient` where a record names him, from the record as it is now.
 
 Not seen: what a parameter of an app's query tests, forms that name a method in their body, links
-inside of records.
+inside of records, and a change that somebody else makes between reading whose record it is and
+writing it.
 """
 
 from __future__ import annotations

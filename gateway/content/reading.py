@@ -17,6 +17,7 @@ from gateway.core.commands import Fetched
 from gateway.core.enforcement import Enforcement, Question, RefusedError, Reply, Steps
 from gateway.core.messages import Headers, ResponseHead
 from gateway.errors import BadRequestError, UpstreamContentError, UpstreamError
+from gateway.fhir.release import notice_text
 from policies.labels import Labels
 from policies.model import Action, Allowed, Denied
 from policies.obligations import Obligation, RedisclosureNotice, Review, StepUp, join
@@ -330,8 +331,10 @@ class Reading:
     def _whole(
         self, fetched: Fetched, headers: Headers, body: bytes, obligations: tuple[Obligation, ...]
     ) -> Reply:
-        for notice in sorted(release.notices(obligations)):
-            headers = headers.with_(NOTICE_HEADER, notice)
+        notices = sorted(release.notices(obligations))
+        if notices:
+            text = " ".join(" ".join(notice_text(one).split()) for one in notices)
+            headers = headers.with_(NOTICE_HEADER, text)
         return Reply(head=ResponseHead(status=fetched.head.status, headers=headers), body=body)
 
 

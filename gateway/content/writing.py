@@ -45,6 +45,8 @@ class Writing:
         if body and not is_json:
             self._refuse_unseen()
         records = content if isinstance(content, list) else [content] if is_json else []
+        if len(records) > asking.limits.looked_through:
+            raise BadRequestError("Send fewer records at once.", status=413)
         named = self.reading.named()
         told = named | self._told(content, records)
         prior = yield from self._prior(query, named)

@@ -121,6 +121,11 @@ def test_a_record_of_several_patients_needs_a_yes_for_each() -> None:
         else:
             with pytest.raises(RefusedError):
                 run(route(rule), world, someone("clinician"), "GET", "/talk/1")
+    for half in ({"patient": None}, {"patient": "a/b"}):
+        world = always(answer({"with": [{"patient": "1"}, half]}))
+        world.team = frozenset({"1"})
+        with pytest.raises(RefusedError):
+            run(route(rule), world, someone("clinician"), "GET", "/talk/1")
 
 
 def test_the_records_own_labels_decide() -> None:
@@ -363,6 +368,14 @@ def test_nothing_is_written_without_knowing_whose_it_is(content: Any) -> None:
     assert world.sent == []
 
 
+def test_more_records_than_can_be_looked_through_are_not_written() -> None:
+    world = World(app=Store())
+    with pytest.raises(BadRequestError) as refused:
+        run(SITE, world, patient("1"), "POST", "/moods", [mood("1")] * 1_001)
+    assert refused.value.status == 413
+    assert world.log == []
+
+
 def test_one_denied_record_of_many_stops_the_write() -> None:
     world = World(app=Store())
     with pytest.raises((RefusedError, UnsupportedError)):
@@ -557,3 +570,19 @@ def test_breaking_the_glass_opens_the_one_record() -> None:
     assert run(site, always(answer(mood("1"))), who, "GET", "/notes/1").head.status == 200
     with pytest.raises(RefusedError):
         run(site, always(answer(mood("2"))), who, "GET", "/notes/1")
+
+
+def test_the_notice_goes_with_what_may_not_be_passed_on() -> None:
+    permit = parse_consent({
+        "resourceType": "Consent", "id": "c", "status": "active",
+        "scope": {"coding": [{"code": "patient-privacy"}]},
+        "patient": {"reference": "Patient/1"},
+        "provision": {"type": "permit", "securityLabel": [{"code": "42CFRPart2"}]},
+    })  # fmt: skip
+    rule = RuleSettings(
+        path="/p/{patient}/moods", type="Mood", codes=("/dx=http://hl7.org/fhir/sid/icd-10-cm",)
+    )
+    world = always(answer(mood(dx="F10.20")))
+    world.team, world.consents = frozenset({"1"}), {"1": (permit,)}
+    reply = run(route(rule), world, someone("clinician"), "GET", "/p/1/moods")
+    assert "42 CFR" in (reply.head.headers.get("redisclosure-notice") or "")
