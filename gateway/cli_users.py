@@ -113,6 +113,7 @@ def build(open_program: OpenProgram) -> typer.Typer:
     _add_reset(app, open_program)
     _add_lock(app, open_program)
     _add_list(app, open_program)
+    _add_break_glass(app, open_program)
     return app
 
 
@@ -235,6 +236,36 @@ def _add_list(app: typer.Typer, open_program: OpenProgram) -> None:
             typer.echo(f"{account.login:<24} {', '.join(marks)}")
 
 
+def _add_break_glass(app: typer.Typer, open_program: OpenProgram) -> None:
+    @app.command("break-glass")
+    def break_glass(
+        *,
+        days: Annotated[int, typer.Option(min=1, help="How far to look back.")] = 7,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Show who opened whose record in an emergency, and why, for review."""
+        with open_program() as program, program.recorded("users_break_glass"):
+            grants = program.directory.grants.since(program.clock() - days * 86_400)
+            logins = {one.id: one.login for one in program.directory.accounts.all()}
+        found = [
+            {
+                "grant": grant.id,
+                "name": logins.get(grant.account, grant.account),
+                "patient": grant.patient,
+                "reason": grant.reason,
+                "begins": _time(grant.begins_at),
+                "ends": _time(grant.ends_at),
+            }
+            for grant in grants
+        ]
+        if as_json:
+            typer.echo(json.dumps(found))
+            return
+        for one in found:
+            typer.echo(f"{one['begins']} to {one['ends']}  {one['name']}  patient {one['patient']}")
+            typer.echo(f"    {one['reason']!r}")
+
+
 def _verify_roles(roles: frozenset[str], known: tuple[str, ...]) -> None:
     from gateway.errors import AccountError
 
@@ -306,8 +337,12 @@ def _object(account: Account) -> dict[str, Any]:
         "references": sorted(account.references),
         "locked": account.locked,
         "second_factor_set": not account.must_set_second_factor,
-        "created": datetime.fromtimestamp(account.created_at, UTC).isoformat(timespec="seconds"),
+        "created": _time(account.created_at),
     }
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
 
 
 def _say(found: dict[str, Any], line: str, *, as_json: bool) -> None:

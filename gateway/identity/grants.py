@@ -29,8 +29,10 @@ class Grants:
         self._database = database
         self._clock = clock
 
-    def open(self, account: str, *, patient: str, reason: str, duration_s: int) -> Grant:
-        """Open a record until `duration_s` from now.
+    def open(
+        self, account: str, *, patient: str, reason: str, duration_s: int, name: str | None = None
+    ) -> Grant:
+        """Open a record until `duration_s` from now. `name` is the id under which the log knows it.
 
         Raises `AccountError` for a reason, patient or duration that is not acceptable, or if too
         many are open.
@@ -38,7 +40,7 @@ class Grants:
         check_grant(patient=patient, reason=reason, duration_s=duration_s)
         now = self._clock()
         grant = Grant(
-            id=uuid.uuid4().hex,
+            id=name or uuid.uuid4().hex,
             account=account,
             patient=patient,
             reason=reason.strip(),
@@ -74,6 +76,16 @@ class Grants:
             rows = connection.execute(
                 select(grants)
                 .where(grants.c.account == account, grants.c.ends_at > self._clock())
+                .order_by(grants.c.begins_at.desc())
+            ).all()
+        return [grant_of(row) for row in rows]
+
+    def since(self, begins_at: float) -> list[Grant]:
+        """All grants since then, open or not, the latest first: what is to be reviewed."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(grants)
+                .where(grants.c.begins_at >= begins_at)
                 .order_by(grants.c.begins_at.desc())
             ).all()
         return [grant_of(row) for row in rows]

@@ -7,6 +7,7 @@ what opens access is undone.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,11 +90,13 @@ class OwnAccount:
             return errors
         if len(await asyncio.to_thread(self.directory.grants.of, view.account.id)) >= MAX_OPEN:
             return {"patient": text("glass.too_many")}
+        name = uuid.uuid4().hex
         act = self._act(
             "admin",
             view,
             address,
             what="break_glass_open",
+            grant=name,
             purpose="BTG",
             patients=(f"Patient/{patient}",),
             break_glass="granted",
@@ -108,6 +111,7 @@ class OwnAccount:
                     patient=patient,
                     reason=reason,
                     duration_s=int(minutes) * 60,
+                    name=name,
                 )
         except BaseException:
             if grant is not None:
@@ -126,6 +130,7 @@ class OwnAccount:
             view,
             address,
             what="break_glass_end",
+            grant=named.id,
             purpose="BTG",
             patients=(f"Patient/{named.patient}",),
         )
@@ -133,14 +138,21 @@ class OwnAccount:
             await asyncio.to_thread(self.directory.grants.end, view.account.id, named.id)
 
     def _act(
-        self, action: Action, view: SessionView, address: str | None, *, what: str, **more: Any
+        self,
+        action: Action,
+        view: SessionView,
+        address: str | None,
+        *,
+        what: str,
+        grant: str | None = None,
+        **more: Any,
     ) -> Act:
         return Act(
             tenant=self.log.tenant,
             who=self.log.who(view.account, address, view.session),
             action=action,
             service=SERVICE,
-            details={"what": what},
+            details={"what": what} | ({} if grant is None else {"grant": grant}),
             **more,
         )
 

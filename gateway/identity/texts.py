@@ -47,8 +47,8 @@ TEXTS: Final[dict[str, str]] = {
     # Break-glass
     "glass.title": "Open a record in an emergency",
     "glass.why": "Use this when a patient needs you now and you have no access to the record.",
-    "glass.review": "Everything you open is written down with your name and this reason, and "
-    "somebody will review it afterwards. If it was needed, you have nothing to fear.",
+    "glass.review": "Everything you open is written down with your name, your reason is kept, and "
+    "somebody will review it afterwards.",
     "glass.patient": "Number of the patient's record",
     "glass.patient_hint": "For example 3",
     "glass.patient_wrong": "Enter the number of one record, without spaces.",

@@ -22,6 +22,7 @@ from gateway.identity.model import Identified, NotIdentified
 from gateway.identity.records import Grant, open_break_glass
 from gateway.identity.session_store import token_hash
 from tests.gateway.identity.workbench import START, Bench, bench, head, route
+from tests.postgres import running_postgres
 
 
 @pytest.fixture
@@ -294,3 +295,35 @@ async def test_waiting_for_the_database_does_not_hold_up_others(one: Bench) -> N
     token = one.session(one.clinician())
     first, second = await asyncio.gather(_ask(one, token), _ask(one, token))
     assert first == second
+
+
+async def test_postgresql_keeps_the_same_promises(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        first = bench(tmp_path, url=url)
+        second = bench(tmp_path, url=url, store=first.store, clock=first.clock)
+        try:
+            account = first.clinician()
+            token, session = first.identity.directory.sessions.begin(
+                account.id, second_factor="totp"
+            )
+            for where in (first, second):
+                assert isinstance(await _ask(where, token), Identified)
+            second.identity.directory.sessions.end(session.id)
+            for where in (first, second):
+                assert isinstance(await _ask(where, token), NotIdentified)
+            test_many_attempts_at_once_are_no_more_than_the_limit(first, second)
+            counters = [
+                where.identity.directory.accounts.accept_counter(account.id, 99)
+                for where in (first, second)
+            ]
+            assert counters == [True, False]
+            revocations = first.identity.directory.revocations
+            revocations.revoke(issuer="i", jti="j", until=first.clock.now + 60)
+            assert second.identity.directory.revocations.read(issuer="i", jti="j")
+            with pytest.raises(AccountError):
+                second.account("ADA")
+        finally:
+            second.identity.close()
+            first.identity.close()

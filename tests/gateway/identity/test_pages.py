@@ -283,6 +283,8 @@ async def test_break_glass_opens_one_record_for_a_time(one: Bench, browser: Brow
     entry = one.entries()[-1]
     assert (entry.action, entry.break_glass, entry.purpose) == ("admin", "granted", "BTG")
     assert len(entry.patients) == 1
+    (grant,) = one.identity.directory.grants.since(0)
+    assert entry.details["grant"] == grant.id
     assert b"unconscious" not in b"".join(one.log.held)
     page = await browser.get("break-glass")
     assert b"found unconscious" in page.body

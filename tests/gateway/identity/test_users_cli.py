@@ -156,3 +156,17 @@ def test_the_list_shows_who_may_sign_in(users: Users) -> None:
     assert "clinician" in shown[0]
     assert "patient 3" in shown[1]
     assert "second factor not set" in shown[1]
+
+
+def test_emergency_access_is_shown_for_review_with_its_reason(users: Users) -> None:
+    account = users.bench.clinician()
+    grants = users.bench.identity.directory.grants
+    grant = grants.open(account.id, patient="3", reason="found unconscious", duration_s=60)
+    grants.end(account.id, grant.id)
+    done = users.run("break-glass", "--json")
+    (found,) = json.loads(done.stdout)
+    assert (found["grant"], found["name"], found["patient"]) == (grant.id, "ada", "3")
+    assert found["reason"] == "found unconscious"
+    assert "found unconscious" in users.run("break-glass").stdout
+    users.bench.clock.now += 8 * 86_400
+    assert json.loads(users.run("break-glass", "--json").stdout) == []
