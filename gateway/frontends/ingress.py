@@ -34,7 +34,7 @@ _BODILESS: Final = frozenset({204, 205, 304})
 _SERVER: Final = ("server", "Havengate")
 #: The server sets these by itself.
 _NOT_SENT: Final = frozenset({"content-length", "transfer-encoding", "connection", "server"})
-_SWEEP_S: Final = 5.0
+_LONGEST_SWEEP_S: Final = 5.0
 
 
 class App(Protocol):
@@ -64,11 +64,12 @@ class Ingress:
         self._outflow = Outflow(stall_s=limits.body_timeout_s)
         self._sweeper = Sweeper(idle_s=idle_s)
         self._port = port
+        self._sweep_s = min(_LONGEST_SWEEP_S, idle_s / 2)
         self._sweeping: asyncio.TimerHandle | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self._app.start())
-        self._sweeping = loop.call_later(_SWEEP_S, self._sweep, loop)
+        self._sweeping = loop.call_later(self._sweep_s, self._sweep, loop)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._sweeping is not None:
@@ -104,7 +105,7 @@ class Ingress:
         ended = self._sweeper.sweep(self._port, time.monotonic())
         if ended:
             _log.info("gateway.idle_connections_ended", count=ended)
-        self._sweeping = loop.call_later(_SWEEP_S, self._sweep, loop)
+        self._sweeping = loop.call_later(self._sweep_s, self._sweep, loop)
 
 
 def _head(scope: Any) -> RequestHead:

@@ -65,7 +65,7 @@ class App:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         self.heads.append(head)
-        path = head.split(" ")[1].partition("?")[0]
+        path = head.split(" ")[1].partition("?")[0].removeprefix("/app")
         match path:
             case "/close":
                 return False

@@ -33,7 +33,7 @@ from gateway.routes import Route
 from gateway.settings import GatewaySettings, LimitSettings, RouteSettings, TLSSettings
 
 ROOT = Path(__file__).parents[3]
-LIMITS = LimitSettings(concurrent=40, body_timeout_s=2.0, inspected_request_bytes=100_000)
+LIMITS = LimitSettings(concurrent=40, body_timeout_s=1.0, inspected_request_bytes=100_000)
 
 
 def route(upstream: str, **settings: object) -> Route:
@@ -264,7 +264,12 @@ class Running:
 
     def connect(self, *protocols: str) -> ssl.SSLSocket:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
-        return self.context(*protocols).wrap_socket(plain, server_hostname="localhost")
+        return self.context(*protocols).wrap_socket(
+            # An end without TLS's own sign of it is then an error, as it should be.
+            plain,
+            server_hostname="localhost",
+            suppress_ragged_eofs=False,
+        )
 
     def said(self) -> str:
         return self.output.read_text("utf-8", "replace")
@@ -314,7 +319,7 @@ def running(
 
 
 def _wait_until_serving(one: Running) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             one.connect().close()
