@@ -192,17 +192,16 @@ def test_what_can_have_no_pseudonym_is_masked(path: str, element: Any, expected:
     if expected is not None:
         assert new[name] == expected
     elif element is not None:
-        assert {repr(new.get(name, MASKED)), repr(new.get(f"_{name}", MASKED))} & {
-            repr(MASKED), repr([MASKED])
-        }  # fmt: skip
+        left = [new[key] for key in (name, f"_{name}") if key in new]
+        assert left in ([MASKED], [[MASKED]])
 
 
 def test_of_two_ways_the_one_that_hides_more_is_taken() -> None:
     resource = {"resourceType": "Patient", "identifier": [{"value": SECRET, "system": "s"}]}
     path = frozenset({"Patient.identifier"})
-    assert "identifier" not in released(
-        resource, Pseudonymise(fields=path), Mask(fields=path), Redact(fields=path)
-    )
+    ways = [Pseudonymise(fields=path), Mask(fields=path), Redact(fields=path)]
+    assert "identifier" not in released(resource, *ways)
+    assert "identifier" not in released(resource, *reversed(ways))
     for more in (Mask(fields=path), redact("Patient.identifier.value")):
         new = released(resource, Pseudonymise(fields=path), more)
         assert new["identifier"] == [MASKED]
