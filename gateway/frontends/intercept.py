@@ -54,6 +54,9 @@ _STOP_TIMEOUT_S: Final = 5.0
 class Intercept:
     """The running proxy. A context manager, or `start` and `close`.
 
+    One at a time in a process: mitmproxy keeps its master in a global, so that an older proxy would
+    cut every connection.
+
     `recorder` must belong to nobody else: it is used in this proxy's event loop. `clock` is Unix
     time in seconds, `new_id` gives ids of exchanges. `on_end` hears of each call (metrics).
     `resolver` stands in for the one that asks the system and checks every address.
@@ -177,7 +180,7 @@ class Intercept:
             await server.stop()
         await self._way.end_all()
         for client_id in list(master.proxyserver.connections):
-            master.guard.sever(client_id)
+            master.guard.sever(str(client_id))
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             while master.proxyserver.connections:  # noqa: ASYNC110 - nothing says that it is empty
                 await asyncio.sleep(0.01)

@@ -84,6 +84,7 @@ class Crossing[T]:
         self.closed = False
         self.deadline: asyncio.TimerHandle | None = None
         self.sent = 0
+        self._settling = asyncio.Lock()
 
     def answer(self, answer: Answer) -> None:
         """Give the core its answer and hold the next command."""
@@ -100,25 +101,40 @@ class Crossing[T]:
         return self.pending
 
     async def settle(self) -> None:
-        """Carry out what needs no event of mitmproxy, up to the next command that does."""
-        while True:
-            match self.pending:
-                case IdentifyApp(credentials=credentials):
-                    self.answer(self._services.apps.identify(credentials))
-                case RecordIntent() | RecordOutcome():
-                    self.answer(await self._record(self.pending))
-                case CloseUpstream():
-                    self.closed = True
-                    self.answer(Signal.DONE)
-                case Respond(head=head, body=body):
-                    self.reply = Reply(head=head, body=body)
-                    self.answer(Signal.DONE)
-                case EndResponse(broken=broken):
-                    if broken:
-                        self._sever()
-                    self.answer(Signal.DONE)
-                case _:
-                    return
+        """Carry out what needs no event of mitmproxy, up to the next command that does.
+
+        Two hooks of a connection that breaks can end a call at once; one waits for the other, so
+        that nothing is written twice.
+        """
+        async with self._settling:
+            while await self._settled_one():
+                pass
+
+    async def _settled_one(self) -> bool:
+        match self.pending:
+            case IdentifyApp(credentials=credentials):
+                self.answer(self._services.apps.identify(credentials))
+            case RecordIntent() | RecordOutcome():
+                try:
+                    answer = await self._record(self.pending)
+                except BaseException:
+                    # Cancelled: it may have been written, so it is not written again.
+                    self.answer(Failed(code="gateway.stopping"))
+                    raise
+                self.answer(answer)
+            case CloseUpstream():
+                self.closed = True
+                self.answer(Signal.DONE)
+            case Respond(head=head, body=body):
+                self.reply = Reply(head=head, body=body)
+                self.answer(Signal.DONE)
+            case EndResponse(broken=broken):
+                if broken:
+                    self._sever()
+                self.answer(Signal.DONE)
+            case _:
+                return False
+        return True
 
     async def fail(self, failure: Failed | Signal) -> None:
         """Tell the core that what it waits for will not come, until it has ended."""

@@ -93,12 +93,12 @@ class World:
     """Answers commands; `broken` names one that fails. Keeps all of them in order."""
 
     body: list[bytes] = field(default_factory=list)
-    answer: ResponseHead = ResponseHead(status=200)
+    answer: ResponseHead = field(default_factory=lambda: ResponseHead(status=200))
     content: list[bytes] = field(default_factory=list)
     broken: dict[type, Any] = field(default_factory=dict)
     seen: list[Any] = field(default_factory=list)
 
-    def perform(self, command: Any) -> Any:
+    def perform(self, command: Any) -> Any:  # noqa: PLR0911 - one answer for each command
         self.seen.append(command)
         if type(command) in self.broken:
             return self.broken[type(command)]
@@ -175,7 +175,7 @@ FAILURES: list[Any] = [
             Release,
             IdentifyApp,
         ]
-    ),  # fmt: skip
+    ),
     failure=st.sampled_from(FAILURES),
     through_tunnel=st.booleans(),
 )

@@ -42,6 +42,7 @@ from keys.vault import VaultClient
 from policies.settings import PoliciesSettings
 from policies.store import PolicyStore
 from tests.audit.records import LocalSealer, MemoryLog, make_async_recorder
+from tests.openbao import wait_until
 
 TENANT = "clinic-a"
 #: Names that the tests' resolver leads to this machine.
@@ -122,12 +123,17 @@ def make_handler(outside: Outside) -> type[BaseHTTPRequestHandler]:  # noqa: C90
         def _body(self) -> bytes:
             if "chunked" in self.headers.get("transfer-encoding", ""):
                 pieces = []
-                while size := int(self.rfile.readline().strip() or b"0", 16):
+                # An end without the last chunk is no end: it raises, and the body did not come.
+                while size := int(self.rfile.readline().strip(), 16):
                     pieces.append(self.rfile.read(size))
                     self.rfile.readline()
                 self.rfile.readline()
                 return b"".join(pieces)
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
+            length = int(self.headers.get("content-length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError
+            return body
 
         def _answer(self) -> None:
             outside.tape("outside:request")
@@ -143,7 +149,8 @@ def make_handler(outside: Outside) -> type[BaseHTTPRequestHandler]:  # noqa: C90
             if self.path.startswith("/slow"):
                 time.sleep(3)
             if self.path.startswith("/drop"):
-                self.connection.close()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
                 return
             if self.path.startswith("/large"):
                 self._stream(int(self.path.rpartition("/")[2]))
@@ -314,6 +321,10 @@ class Bench:
                 return
             assert time.monotonic() < deadline, stages
             time.sleep(0.02)
+
+    def idle(self) -> None:
+        """Wait until no call is under way."""
+        wait_until(lambda: not self.proxy._way._calls, timeout_s=10)
 
     def exchange(self, raw: bytes, *, timeout_s: float = 10) -> bytes:
         """Send bytes to the proxy and return all that comes back until it hangs up."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mitmproxy.ctx
 import orjson
 import pytest
 import structlog
@@ -28,14 +29,15 @@ from tests.openbao import wait_until
 def shared(
     vault: Callable[[str], VaultClient], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bench]:
-    with bench(tmp_path_factory.mktemp("way-out"), vault("gateway")) as made:
+    directory = tmp_path_factory.mktemp("way-out")
+    with bench(directory, vault("gateway"), timeout_s=2.0) as made:
         yield made
 
 
 @pytest.fixture
 def way_out(shared: Bench) -> Iterator[Bench]:
     """The shared bench, with nothing remembered."""
-    shared.quiet()
+    shared.idle()
     shared.log.before = lambda _stage: None
     shared.log.memory.held.clear()
     shared.log.memory.fail = None
@@ -44,6 +46,9 @@ def way_out(shared: Bench) -> Iterator[Bench]:
         host.requests.clear()
         host.connections = 0
     shared.summaries.clear()
+    # mitmproxy knows one proxy in a process: the one started last.
+    mitmproxy.ctx.master = shared.proxy._master
+    mitmproxy.ctx.options = shared.proxy._master.options if shared.proxy._master else None
     yield shared
     assert shared.proxy.alive
 
@@ -324,13 +329,13 @@ def test_a_request_in_absolute_form_leaves_over_tls(way_out: Bench) -> None:
     ],
 )
 def test_what_is_not_http_1_never_leaves(way_out: Bench, first: bytes) -> None:
-    assert b" 200 " not in way_out.exchange(first, timeout_s=8)
+    assert b" 200 " not in way_out.exchange(first, timeout_s=0.5)
     target = f"lab.example.org:{way_out.outside.port}"
     credentials = way_out.credentials("ehr")["Proxy-Authorization"]
     opening = (
         f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: {credentials}\r\n\r\n"
     ).encode()
-    way_out.exchange(opening + first, timeout_s=8)
+    way_out.exchange(opening + first, timeout_s=0.5)
     assert untouched(way_out)
 
 
@@ -353,7 +358,7 @@ def test_an_upgrade_is_refused(way_out: Bench) -> None:
     [
         "GET / HTTP/1.1\r\nHost: {t}\r\nHost: {t}\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: {t}\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-        "POST / HTTP/1.1\r\nHost: {t}\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+        "PUT / HTTP/1.1\r\nHost: {t}\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: {t}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         "TRACE / HTTP/1.1\r\nHost: {t}\r\n\r\n",
         "CONNECT {t} HTTP/1.1\r\nHost: {t}\r\n\r\n",
@@ -383,11 +388,9 @@ def test_a_body_that_says_it_is_too_large_never_leaves(way_out: Bench) -> None:
 def test_a_body_that_turns_out_too_large_is_cut_off(way_out: Bench) -> None:
     pieces = iter([b"x" * 50_000] * 30)
     with pytest.raises((OSError, http.client.HTTPException)):
-        status, _, _ = way_out.call(
+        way_out.call(
             "POST", "/", body=pieces, headers={"Transfer-Encoding": "chunked"}, chunked=True
         )
-        assert status >= 400
-        raise http.client.HTTPException
     way_out.quiet()
     assert way_out.outside.requests == []
     assert way_out.log.entries[-1].outcome == "failed"
@@ -406,7 +409,7 @@ def test_heads_without_end_are_not_kept(way_out: Bench) -> None:
     with socket.create_connection(("127.0.0.1", way_out.port), timeout=1) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n")
         sent = 0
-        with pytest.raises((TimeoutError, ConnectionError)):
+        with pytest.raises((TimeoutError, ConnectionError)):  # noqa: PT012 - which piece is no matter
             for _ in range(2_000):
                 raw.sendall(b"x: " + b"y" * 60_000 + b"\r\n")
                 sent += 60_000
@@ -581,7 +584,7 @@ def test_a_port_that_is_taken_is_told_at_the_start(
     vault: Callable[[str], VaultClient], tmp_path: Path, way_out: Bench
 ) -> None:
     with (
-        pytest.raises(GatewayConfigurationError, match="gateway.outbound.port"),
+        pytest.raises(GatewayConfigurationError, match=r"gateway\.outbound\.port"),
         bench(tmp_path, vault("gateway"), port=way_out.port),
     ):
         pass
