@@ -122,15 +122,16 @@ class Records:
         person = patient_reference(*patients) if len(patients) == 1 else ""
         with keys_at_hand():
             content = self.plan.unprotect(resource, person=person, sealer=self.enforcement.sealer)
-        return self._understood(content)
+        # Elements that say whose a record is are never sealed: the patients are the same.
+        return self._understood(content, patients)
 
-    def _understood(self, content: Json) -> Record:
+    def _understood(self, content: Json, patients: frozenset[str] | None = None) -> Record:
         try:
-            return self.understood(content)
+            return self.understood(content, patients)
         except BadRequestError as error:
             raise UpstreamContentError(str(error)) from error
 
-    def understood(self, content: Json) -> Record:
+    def understood(self, content: Json, patients: frozenset[str] | None = None) -> Record:
         """What opened content says of itself. Raises `BadRequestError` if it cannot be labelled."""
         kind = str(content["resourceType"])
         try:
@@ -140,7 +141,8 @@ class Records:
                 "The content is too large or nested too deeply to be looked into.",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             ) from error
-        patients = patients_of(content)
+        if patients is None:
+            patients = patients_of(content)
         known = not unresolved(content) and (bool(patients) or not is_patient_type(kind))
         one = content.get("id")
         return Record(

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core import commands as c
+from gateway.identity.model import Identified
 from gateway.settings import FieldSettings, LimitSettings
-from policies.model import Assurance
+from policies.model import Assurance, BreakGlass, Principal
 from tests.gateway.fhir import real_content
 from tests.gateway.fhir.clinic import (
     APP,
@@ -163,14 +164,54 @@ def test_a_deletion_is_told_beside_a_version_that_is_open() -> None:
     assert here.get("/Observation/o1").status == 404
 
 
+def emergency(*patients: str) -> Identified:
+    grant = BreakGlass(
+        reason="found unconscious, must know what she takes",
+        patients=frozenset(patients),
+        begins_at=NOW - 60,
+        ends_at=NOW + 3_600,
+    )
+    return replace(clinician(), break_glass=grant)
+
+
+def test_break_glass_opens_the_records_of_its_patient_and_no_others() -> None:
+    here = clinic(observation("x", "p3"), who=emergency("p3"), team=frozenset({"p1"}))
+    assert here.get("/Observation/x").status == 200
+    assert here.world.outcomes()[0].end.break_glass == "granted"
+    assert here.get("/Observation?patient=p3").ids == ["x"]
+    assert here.get("/Patient/p2").status == 403
+
+
 def test_substance_use_records_carry_the_notice() -> None:
-    mine = note("n1", "p1", label=SUBSTANCE)
-    here = clinic(mine, who=replace(clinician(), purpose="TREAT"))
-    who = clinician(patient="p1", references=frozenset({"Patient/p1"}), roles=frozenset())
-    # The patient himself needs no notice; it is for those who receive the record of another.
-    answer = here.as_(replace(who, purpose="PATRQT")).get("/DocumentReference/n1")
+    here = clinic(note("n1", "p3", label=SUBSTANCE), who=emergency("p3"))
+    answer = here.get("/DocumentReference/n1")
+    assert answer.status == 200
+    assert "42 CFR part 2" in answer.headers["redisclosure-notice"]
+    assert "NORDSCLCD" in str(answer.json["meta"]["security"])
+    found = here.get("/DocumentReference?patient=p3")
+    assert "NORDSCLCD" in str(found.json["meta"]["security"])
+    # The patient himself needs no notice: it is for those who receive the record of another.
+    own = replace(clinician(patient="p3", roles=frozenset()), purpose="PATRQT")
+    answer = here.as_(own).get("/DocumentReference/n1")
     assert answer.status == 200
     assert "redisclosure-notice" not in answer.headers
+
+
+def test_patients_see_their_own_records_and_nobody_elses() -> None:
+    own = replace(clinician(patient="p1", roles=frozenset()), purpose="PATRQT")
+    here = clinic(observation("o1", "p1"), observation("x", "p2"), who=own, team=frozenset())
+    assert here.get("/Observation").ids == ["o1"]
+    assert here.get("/Observation/o1").status == 200
+    assert here.get("/Observation/x").status == 404
+    assert here.get("/Patient?_has:Observation:patient:code=a").ids == ["p1"]
+
+
+def test_whoever_has_no_business_here_does_not_reach_the_app() -> None:
+    nobody = clinician(roles=frozenset())
+    here = clinic(observation("o1", "p1"), who=nobody, team=frozenset())
+    for target in ("/Observation/o1", "/Observation", "/Observation/o1/_history"):
+        assert here.get(target).status == 403
+        assert "Fetch" not in here.world.names()
 
 
 # --- Noninterference ------------------------------------------------------------------------------
@@ -233,9 +274,17 @@ def everything_seen(here: Clinic, target: str) -> list[tuple[int, dict[str, str]
     return seen
 
 
-@settings(max_examples=120, deadline=None)
-@given(drawn=st.lists(_RECORD, max_size=8), query=st.sampled_from(_QUERIES), page=st.integers(1, 4))
-def test_answers_as_if_closed_records_were_not_there(
+_RICH = [
+    ("Observation", "p3", "a", ""), ("Observation", "p1", "a", ""),
+    ("DocumentReference", "p2", "PSYTHPN", "Practitioner/2"), ("Observation", "p3", "b", ""),
+    ("DocumentReference", "p1", "42CFRPart2", "Practitioner/2"), ("Observation", "p2", "b", ""),
+    ("DocumentReference", "p1", "PSYTHPN", "Practitioner/1"), ("Observation", "p3", "a", ""),
+    ("DocumentReference", "p1", "N", "Practitioner/2"), ("Observation", "p1", "b", ""),
+    ("DocumentReference", "p3", "N", "Practitioner/2"),
+]  # fmt: skip
+
+
+def assert_same_without_closed(
     drawn: list[tuple[str, str, str, str]], query: str, page: int
 ) -> None:
     kept = [(made(number, one), is_closed(one)) for number, one in enumerate(drawn)]
@@ -243,6 +292,23 @@ def test_answers_as_if_closed_records_were_not_there(
     with_them = FHIRApp([*people(), *(one for one, _ in kept)], page=page)
     without = FHIRApp([*open_people, *(one for one, closed in kept if not closed)], page=page)
     assert everything_seen(Clinic(with_them), query) == everything_seen(Clinic(without), query)
+
+
+@pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize("query", _QUERIES)
+def test_every_kind_of_question_is_answered_as_if_closed_records_were_not_there(
+    query: str, page: int
+) -> None:
+    assert_same_without_closed(_RICH, query, page)
+    assert_same_without_closed(_RICH[::-1], query, page)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=st.lists(_RECORD, max_size=8), query=st.sampled_from(_QUERIES), page=st.integers(1, 4))
+def test_answers_as_if_closed_records_were_not_there(
+    drawn: list[tuple[str, str, str, str]], query: str, page: int
+) -> None:
+    assert_same_without_closed(drawn, query, page)
 
 
 # --- Searching ------------------------------------------------------------------------------------
@@ -351,10 +417,7 @@ def test_a_sealed_element_is_found_by_its_exact_value_and_in_no_other_way() -> N
         assert here.get(f"/Patient?{query}").status == 422
 
 
-def importer() -> Any:
-    from gateway.identity.model import Identified
-    from policies.model import Principal
-
+def importer() -> Identified:
     principal = Principal(
         kind="service",
         id="importer",
@@ -372,6 +435,45 @@ def test_a_count_beyond_what_may_be_looked_through_is_refused() -> None:
     assert here.get("/Observation?_summary=count").status == 422
     assert "total" not in here.get("/Observation?_total=accurate").json
     assert Clinic(app).get("/Observation?_summary=count").json["total"] == 30
+
+
+def test_a_chain_over_too_many_records_is_refused() -> None:
+    many = [patient(f"q{n:03}", name=[{"family": "Same"}]) for n in range(201)]
+    team = frozenset(one["id"] for one in many)
+    own = observation("o1", "q001")
+    for number, status in ((200, 200), (201, 422)):
+        here = Clinic(FHIRApp([*many[:number], own]), team=team)
+        assert here.get("/Observation?patient.family=Same").status == status
+
+
+def test_a_request_names_only_so_many_patients() -> None:
+    ids = ",".join(f"q{n}" for n in range(300))
+    here = clinic()
+    assert here.get(f"/Observation?patient={ids}").status == 422
+    assert "LoadFacts" not in here.world.names()
+
+
+def test_index_tokens_never_leave() -> None:
+    # As it is when a sealed element was removed in the app itself.
+    sealed = (FieldSettings(path="Observation.valueString", seal=True),)
+    tag = {"system": "https://havengate.internal/fhir/index/value", "code": "hgi1.1.abc"}
+    here = clinic(observation("o1", "p1", meta={"tag": [tag]}), fields=sealed)
+    assert b"hgi1" not in here.get("/Observation/o1").body
+
+
+def test_sealed_content_moved_to_another_patient_is_not_released() -> None:
+    sealed = (FieldSettings(path="Observation.valueString", seal=True),)
+    here = clinic(fields=sealed)
+    assert here.ask("POST", "/Observation", observation("", "p1", valueString="hers")).status == 201
+    assert isinstance(here.app, FHIRApp)
+    [kept] = [v[-1] for (kind, _), v in here.app.kept.items() if kind == "Observation"]
+    assert kept is not None
+    here.app.store({**kept, "id": "moved", "subject": {"reference": "Patient/p2"}})
+    answer = here.get("/Observation/moved")
+    assert answer.status == 502
+    assert b"hers" not in answer.body
+    here.app.store({**kept, "id": "both", "performer": [{"reference": "Patient/p2"}]})
+    assert here.get("/Observation/both").status == 404
 
 
 def test_results_of_includes_are_decided_like_others() -> None:
@@ -482,6 +584,17 @@ def test_what_was_hidden_survives_an_update_by_somebody_who_did_not_see_it() -> 
     now = app.now("Observation", "o1")
     assert now is not None
     assert (now["status"], now["note"]) == ("final", whole["note"])
+
+
+def test_a_patch_cannot_grow_without_end() -> None:
+    here = clinic(observation("o1", "p1", note=[{"text": "x"}]))
+    doubling = [{"op": "copy", "from": "/note", "path": "/note/-"}] * 4
+    kind = "application/json-patch+json"
+    answer = here.ask("PATCH", "/Observation/o1", doubling, content_type=kind)
+    assert answer.status == 400
+    for path in ("/id", "/resourceType"):
+        patch = [{"op": "replace", "path": path, "value": "other"}]
+        assert here.ask("PATCH", "/Observation/o1", patch, content_type=kind).status == 400
 
 
 def test_a_part_of_a_record_does_not_replace_it() -> None:
