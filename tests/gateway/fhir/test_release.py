@@ -199,7 +199,7 @@ def test_what_can_have_no_pseudonym_is_masked(path: str, element: Any, expected:
 def test_of_two_ways_the_one_that_hides_more_is_taken() -> None:
     resource = {"resourceType": "Patient", "identifier": [{"value": SECRET, "system": "s"}]}
     path = frozenset({"Patient.identifier"})
-    ways = [Pseudonymise(fields=path), Mask(fields=path), Redact(fields=path)]
+    ways: list[Obligation] = [Pseudonymise(fields=path), Mask(fields=path), Redact(fields=path)]
     assert "identifier" not in released(resource, *ways)
     assert "identifier" not in released(resource, *reversed(ways))
     for more in (Mask(fields=path), redact("Patient.identifier.value")):
