@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pyotp
@@ -96,6 +97,8 @@ async def test_a_seed_that_is_not_confirmed_does_not_count(one: Bench) -> None:
     enrolment = await factors.enrol(account)
     assert not await factors.check(account, pyotp.TOTP(enrolment.secret).now())
     assert await factors.enrol(account) == enrolment
+    with pytest.raises(UnavailableError):
+        await factors.check(replace(account, must_set_second_factor=False), "123456")
     assert "secret" not in repr(enrolment)
 
 
