@@ -16,6 +16,7 @@ import signal
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,15 @@ _log = structlog.get_logger("gateway")
 GRACE_S: Final = 30
 #: How often the parent looks whether the certificate has changed.
 _CERTIFICATE_CHECK_S: Final = 30.0
-#: A new worker has this long to get ready before the old one is told to end.
-_OVERLAP_S: Final = 3.5
+#: A new worker has this long to get ready; until it is, the old one serves.
+_START_S: Final = 60
+#: From its start until it accepts connections; also until its end was noticed.
+_SETTLE_S: Final = 0.3
+_POLL_S: Final = 0.05
+_DID_NOT_START: Final = (
+    "A new worker did not start, so the old one goes on. See the messages before this one, mend "
+    "what they name, and send SIGHUP again."
+)
 _HEADER_TIMEOUT_MS: Final = 15_000
 _STREAMS: Final = 100
 #: The server wants at least this much.
@@ -67,13 +75,17 @@ def serve(
     check_certificate(certificate, key)
     # Forked workers would share the parent's locks and threads in whatever state they are.
     multiprocessing.set_start_method("spawn", force=True)
-    with tempfile.TemporaryDirectory(prefix="havengate-metrics-") as numbers:
+    with (
+        tempfile.TemporaryDirectory(prefix="havengate-metrics-") as numbers,
+        tempfile.TemporaryDirectory(prefix="havengate-ready-") as ready,
+    ):
         os.environ.setdefault(DIRECTORY_VARIABLE, numbers)
         server = _server(settings, certificate, key, workers)
+        server.ready = Path(ready)
         watch = _CertificateWatch(server, renew)
         threading.Thread(target=watch.run, name="certificate", daemon=True).start()
         try:
-            server.serve(target_loader=partial(_load, target), wrap_loader=False)
+            server.serve(target_loader=partial(_load, target, Path(ready)), wrap_loader=False)
         finally:
             watch.stop()
 
@@ -124,7 +136,6 @@ def _server(settings: GatewaySettings, certificate: Path, key: Path, workers: in
             SSLProtocols.tls13 if settings.tls.minimum == "1.3" else SSLProtocols.tls12
         ),
         respawn_failed_workers=True,
-        respawn_interval=_OVERLAP_S,
         workers_kill_timeout=GRACE_S,
     )
     server.certificate, server.key = certificate, key
@@ -143,11 +154,25 @@ _LOGGING: Final[dict[str, Any]] = {
 }
 
 
-def _load(target: str) -> Any:
+def _load(target: str, ready: Path) -> Any:
     """Make the application, in a worker."""
     _end_with_parent()
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)()
+    return _Announced(getattr(importlib.import_module(module), name)(), ready)
+
+
+class _Announced:
+    """An RSGI application that tells the parent when it has started."""
+
+    def __init__(self, app: Any, ready: Path) -> None:
+        self.__rsgi__ = app.__rsgi__
+        self.__rsgi_del__ = app.__rsgi_del__
+        self._app = app
+        self._ready = ready
+
+    def __rsgi_init__(self, loop: Any) -> None:
+        self._app.__rsgi_init__(loop)
+        (self._ready / str(os.getpid())).touch()
 
 
 def _end_with_parent() -> None:
@@ -166,10 +191,15 @@ def _end_with_parent() -> None:
 
 
 class _Server(MPServer):
-    """Granian, but reading the certificate's files anew before workers are restarted."""
+    """Granian, but no worker is told to end before the one that takes its place has started.
+
+    The certificate's files are looked for anew each time.
+    """
 
     certificate: Path
     key: Path
+    #: A directory in which each started worker leaves a file named after its process.
+    ready: Path
 
     def _reload(self, *arguments: Any) -> None:
         """Restart workers, unless the certificate cannot be used: then the old ones go on."""
@@ -187,6 +217,42 @@ class _Server(MPServer):
         self.ssl_ctx = (options[0], *files, *options[3:])
         _log.info("gateway.workers_restart")
         super()._reload(*arguments)  # type: ignore[no-untyped-call]
+
+    def _respawn_workers(
+        self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0
+    ) -> None:
+        """Replace workers one by one. `delay` is 0 if they have died already."""
+        for index in workers:
+            self.respawned_wrks[index] = time.monotonic()
+            old: Any = self.wrks[index]
+            new: Any = self._spawn_worker(
+                idx=index, target=spawn_target, callback_loader=target_loader
+            )
+            new.start()
+            if delay and not self._started(new):
+                _log.error("gateway.worker_did_not_start", message=_DID_NOT_START)
+                new.kill()
+                new.join()
+                # It was not one of those that serve: its end is no reason to restart any.
+                time.sleep(_SETTLE_S)
+                self.interrupt_children = [one for one in self.interrupt_children if one != index]
+                continue
+            self.wrks[index] = new
+            old.terminate()
+            old.join(self.workers_kill_timeout)
+            if old.is_alive():
+                old.kill()
+                old.join()
+
+    def _started(self, worker: Any) -> bool:
+        file = self.ready / str(worker.inner.pid)
+        end = time.monotonic() + _START_S
+        while time.monotonic() < end and worker.is_alive():
+            if file.exists():
+                time.sleep(_SETTLE_S)
+                return True
+            time.sleep(_POLL_S)
+        return False
 
 
 class _CertificateWatch:
