@@ -157,7 +157,8 @@ def test_a_call_goes_its_way_in_order() -> None:
 
 
 FAILURES: list[Any] = [
-    Failed(code="x.broken"), Signal.GONE, Signal.DONE, Signal.END, b"bytes", ResponseHead(status=200),
+    Failed(code="x.broken"),
+    Signal.GONE, Signal.DONE, Signal.END, b"bytes", ResponseHead(status=200),
 ]  # fmt: skip
 
 
