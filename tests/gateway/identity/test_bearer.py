@@ -143,7 +143,11 @@ async def test_the_token_does_not_choose_the_algorithm(tokens: BearerTokens) -> 
     confused = ".".join([*parts, _base64(code)])
     none = {"alg": "none", "typ": "JWT", "kid": "a"}
     unsigned = f"{_base64(json.dumps(none).encode())}.{parts[1]}."
-    for wrong in (confused, unsigned, token(claims(), algorithm="RS512")):
+    for wrong in (
+        confused,
+        unsigned,
+        *(token(claims(), algorithm=one) for one in ("RS512", "PS256")),
+    ):
         assert await tokens.identify(wrong) == "bad_token"
 
 
