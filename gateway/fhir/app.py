@@ -136,7 +136,7 @@ class App:
             parts = urlsplit(url)
         except ValueError:
             return None
-        if parts.netloc and parts.netloc.lower() not in self._hosts:
+        if not url or (parts.netloc and parts.netloc.lower() not in self._hosts):
             return None
         if parts.scheme not in {"", "http", "https"} or _DOTS(parts.path) or "%" in parts.path:
             return None

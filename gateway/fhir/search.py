@@ -144,7 +144,8 @@ class Searches:
     def _after(self, bundle: Json, here: Place) -> Place | None:
         for link in bundles.links_of(bundle):
             if link["relation"] == "next":
-                below = self._app.below(link["url"])
+                url = link["url"]
+                below = (here.path, url[1:]) if url[:1] == "?" else self._app.below(url)
                 if below is None or (below == (here.path, here.query) and not here.form):
                     return None
                 return Place(path=below[0], query=below[1])

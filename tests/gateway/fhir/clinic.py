@@ -21,6 +21,7 @@ from gateway.fhir.links import Pager
 from gateway.identity.model import Identified
 from gateway.routes import compile_routes
 from gateway.settings import FieldSettings, LimitSettings, RouteSettings
+from policies.store import InForce
 from tests.gateway.core.world import NOW, World, clinician, in_force, request
 from tests.gateway.fhir.sealers import MemorySealer
 
@@ -225,12 +226,12 @@ def _patient(one: Json) -> str | None:
 
 def _text(one: Json, parameter: str) -> str:
     match parameter:
+        case "value-string":
+            return str(one.get("valueString", ""))
         case "code":
             return str(one.get("code", {}).get("coding", [{}])[0].get("code", ""))
         case "family":
             return str(one.get("name", [{}])[0].get("family", ""))
-        case "marital":
-            return str(one.get("maritalStatus", {}).get("text", ""))
         case _:
             return str(one.get(parameter, ""))
 
@@ -245,7 +246,7 @@ def _fits(one: Json, name: str, value: str) -> bool:
         case "_tag":
             tags = one["meta"].get("tag", [])
             return any(f"{tag['system']}|{tag['code']}" in values for tag in tags)
-        case "code" | "family" | "marital" | "status":
+        case "code" | "family" | "value-string" | "status":
             return _text(one, name) in values
     return True
 
@@ -286,6 +287,7 @@ class Clinic:
     ids: list[str] = field(default_factory=lambda: ["chosen-1", "chosen-2"])
     sealer: MemorySealer = field(default_factory=MemorySealer)
     world: World = field(default_factory=World)
+    rules: Callable[[], InForce] = in_force
 
     def __post_init__(self) -> None:
         settings = RouteSettings(
@@ -298,7 +300,7 @@ class Clinic:
             tenant="clinic",
             routes=compile_routes([settings]),
             handlers={"ehr": handler},
-            in_force=in_force,
+            in_force=self.rules,
             sealer=self.sealer,
             limits=self.limits,
             strip=lambda headers: headers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from gateway.core import commands as c
 from gateway.identity.model import Identified
 from gateway.settings import FieldSettings, LimitSettings
+from policies.consent import parse_consent
 from policies.model import Assurance, BreakGlass, Principal
+from policies.settings import PoliciesSettings
+from policies.store import load_in_force
 from tests.gateway.fhir import real_content
 from tests.gateway.fhir.clinic import (
     APP,
@@ -72,6 +76,33 @@ def test_a_record_that_is_closed_reads_like_one_that_is_not_there(
     assert same(with_it.get(target), without.get(target))
     if not suffix:
         assert same(with_it.ask("DELETE", target), without.ask("DELETE", target))
+
+
+def test_what_a_patient_refused_is_told_to_those_who_treat_him_and_to_nobody_else() -> None:
+    refusal = parse_consent(
+        {
+            "resourceType": "Consent",
+            "id": "c1",
+            "status": "active",
+            "scope": {"coding": [{"code": "patient-privacy"}]},
+            "category": [{"coding": [{"code": "59284-0"}]}],
+            "patient": {"reference": "Patient/p1"},
+            "provision": {
+                "type": "deny",
+                "class": [
+                    {"system": "http://hl7.org/fhir/resource-types", "code": "DocumentReference"}
+                ],
+            },
+        }
+    )
+    plain = note("n1", "p1")
+    del plain["meta"]
+    here = clinic(plain, observation("o1", "p1"), consents={"p1": (refusal,)})
+    told = here.get("/DocumentReference/n1")
+    assert told.status == 403
+    assert told.json["issue"][0]["details"]["coding"][0]["code"] == "consent"
+    assert here.get("/Observation/o1").status == 200
+    assert replace(here, team=frozenset()).get("/DocumentReference/n1").status == 404
 
 
 def test_a_patient_one_does_not_treat_offers_break_glass_whether_he_exists_or_not() -> None:
@@ -348,7 +379,14 @@ def test_what_a_link_leads_to_is_decided_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://evil.example/fhir/Observation?x=1", "/other/Observation", "../../admin"]
+    "url",
+    [
+        "http://evil.example/fhir/Observation?x=1",
+        "/other/Observation",
+        "../../admin",
+        "http://[",
+        "",
+    ],
 )
 def test_links_of_the_app_to_elsewhere_are_not_followed(url: str) -> None:
     app = FHIRApp([*people(), observation("o1", "p1")])
@@ -362,6 +400,22 @@ def test_links_of_the_app_to_elsewhere_are_not_followed(url: str) -> None:
     here = Clinic(led_away)
     assert here.get("/Observation").ids == ["o1"]
     assert len(app.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "form", ["?{}", "/fhir/Observation?{}", "http://127.0.0.1:9/fhir/Observation?{}"]
+)
+def test_links_of_the_app_may_be_written_in_any_way(form: str) -> None:
+    app = FHIRApp([*people(), observation("o1", "p1"), observation("o2", "p1")], page=1)
+
+    def led_on(head: Any, body: bytes) -> Any:
+        status, headers, content = app(head, body)
+        bundle = orjson.loads(content)
+        for link in bundle["link"]:
+            link["url"] = form.format(link["url"].partition("?")[2])
+        return status, headers, orjson.dumps(bundle)
+
+    assert Clinic(led_on).get("/Observation").ids == ["o1", "o2"]
 
 
 def test_a_limit_of_rows_holds_over_all_pages() -> None:
@@ -391,6 +445,50 @@ def test_a_search_that_could_tell_what_is_hidden_is_refused(query: str) -> None:
     answer = here.get(f"/Patient?{query}")
     assert answer.status == 422
     assert "Fetch" not in here.world.names()
+
+
+_OWN_RULE = """
+@id("clinic.violence-in-words")
+@title("Of records about violence the clinic shows no values")
+@cites("45 CFR 164.502(b)")
+@grants("nothing")
+@obligation_redact("Observation.value")
+permit (principal, action, resource is Record in Label::"SDV");
+"""
+
+
+def test_an_element_hidden_in_some_records_alone_does_not_decide_whether_they_are_found(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own.cedar").write_text(_OWN_RULE)
+    own = load_in_force(PoliciesSettings(directory=str(tmp_path)))
+    label = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "SDV"}
+
+    def asked(words: str, query: str) -> Answer:
+        closed = observation("s1", "p1", valueString=words, meta={"security": [label]})
+        plain = observation("o1", "p1", valueString="b")
+        return clinic(closed, plain, rules=lambda: own).get(f"/Observation?{query}")
+
+    assert "valueString" not in asked("a", "code=a").json["entry"][0]["resource"]
+    assert asked("a", "code=a").ids == ["s1", "o1"]
+    for query in ("value-string=a", "value-string=b", "value-string:not=a", "_sort=value-string"):
+        assert same(asked("a", query), asked("c", query))
+        assert "s1" not in asked("a", query).ids
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["_elements=status", "_summary=data", "_summary=text", "_summary=count", "_total=accurate",
+     "_format=json", "_pretty=true"],
+)  # fmt: skip
+def test_what_would_hide_labels_never_reaches_the_app(query: str) -> None:
+    here = clinic(note("x", "p1"), note("mine", "p1", by="Practitioner/1"))
+    assert isinstance(here.app, FHIRApp)
+    answer = here.get(f"/DocumentReference?{query}")
+    assert answer.status == 200
+    assert here.get(f"/DocumentReference/mine?{query}").status == 200
+    name = query.partition("=")[0]
+    assert not any(name in asked for _, _, asked in here.app.requests)
 
 
 def test_a_sealed_element_is_found_by_its_exact_value_and_in_no_other_way() -> None:
