@@ -1,10 +1,9 @@
-"""`make demo`: keys and audit log at work on synthetic patients.
+"""`make demo`: a gateway in front of an app that knows nothing of it, and a scripted morning.
 
-A scripted morning: records are sealed and stored in an app that knows nothing of it, searched by a
-sealed name, read, kept through a rotation of keys; one patient is erased; and the log proves all of
-it. Patients come from the package `carebundle` (Apache-2.0) and are nobody.
-
-It ends by itself; `--once` is accepted for scripts and changes nothing.
+Starts on loopback, as processes of their own: the example clinic (`examples.clinic`) and `havengate
+up` with its key server. Everything lies below `./var/demo`. Then it drives what a clinic sees in a
+morning through the gateway, says what to open, and stays up until Ctrl-C. `--once` ends by itself.
+The patients are synthetic (package `carebundle`, Apache-2.0) and are nobody.
 """
 
 from __future__ import annotations
@@ -12,334 +11,351 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 # Run as a file, so that `make demo` needs nothing on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from carebundle import generate_bundle
 from rich.console import Console
 from rich.markup import escape
 
-from audit.criteria import Criteria
-from audit.index import AuditIndex
-from audit.note import VerifierKey
-from audit.proof import parse_proof, prove, verify_proof
-from audit.reader import LogReader
-from audit.recorder import Act, End, Recorder, Who
-from audit.search import Search, reveal, with_persons
-from audit.verify import verify_log
-from examples.record_store import RecordStore, Resource
-from havengate import wiring
-from havengate.configuration import Configuration, load
-from keys.blindindex import BlindIndex
-from keys.cli import KeysProgram
-from keys.errors import PersonErasedError
-from keys.keyring import Keyring
-from keys.model import FieldContext
+from examples.visitor import Answer, Visitor, secret_of
 
-PATIENTS = 12
-SERVICE = "ehr"
-THERAPIST = Who(kind="person", person="Practitioner/adler", role="clinician", address="192.0.2.17")
+ROOT = Path(__file__).resolve().parent.parent
+HOME = Path("var/demo")
+EXAMPLE = ROOT / "examples" / "clinic"
+START_S = 60.0
+#: Name at sign-in, and what `havengate users add` is told.
+PEOPLE = {
+    "adler": ("--role", "clinician", "--role", "staff", "--reference", "Practitioner/1"),
+    "dorn": ("--role", "clinician", "--role", "staff", "--reference", "Practitioner/4"),
+    "patient-1": ("--patient", "1"),
+}
 
 console = Console(highlight=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clinic:
-    """Everything the demo works with."""
-
-    settings: Configuration
-    keyring: Keyring
-    index: BlindIndex
-    recorder: Recorder
-    program: KeysProgram
-    publish: Callable[[], object]
-    verifier_keys: tuple[VerifierKey, ...]
-    app: RecordStore
-
-
 def main() -> None:
-    """Run the demo from the first key to the last proof."""
-    parser = argparse.ArgumentParser(description="Keys and audit log at work.")
-    parser.add_argument("--once", action="store_true", help="accepted; the demo ends by itself")
-    parser.parse_args()
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description="A gateway, a clinic, a morning.")
+    parser.add_argument("--once", action="store_true", help="end after the morning")
+    once = parser.parse_args().once
+    # Stopping from outside must stop what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started_at = time.monotonic()
-    settings = load(None, os.environ)
-    console.print("[bold]Havengate[/]: sealed records and a log that proves what happened\n")
+    HOME.mkdir(parents=True, exist_ok=True)
+    console.print("[bold]Havengate[/]: a gateway in front of a clinic that knows nothing of it\n")
     with ExitStack() as stack:
-        with console.status("starting the key server on this machine …"):
-            clinic = open_clinic(settings, stack)
-        say("key server", f"{clinic.program.server.address}, keys never leave it unwrapped")
-        references = store_patients(clinic)
-        show_disk(clinic, references)
-        search(clinic, references[0])
-        rotate(clinic, references)
-        erased = references[-1]
-        erase(clinic, erased)
-        clinic.publish()
-        verify(clinic)
-        who_saw(clinic, references[0], erased)
-    console.print(f"\nDone in {time.monotonic() - started_at:.0f} s. Now try:")
-    for command in ("keys status", "keys check", "audit verify", "audit search", "--help"):
-        console.print(f"  .venv/bin/havengate {command}")
+        ports = free_ports()
+        configure(ports)
+        stack.enter_context(clinic(ports["clinic"]))
+        people = accounts()
+        base = stack.enter_context(gateway(ports))
+        visitors = sign_in(base, people)
+        morning(visitors, base)
+        verified = havengate("audit", "verify")
+        say("the log", verified.strip().splitlines()[-1])
+        console.print(f"\nThe morning took {time.monotonic() - started_at:.0f} s.")
+        if once:
+            return
+        show_doors(base, people, ports)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            console.print("\nStopping …")
 
 
-def open_clinic(settings: Configuration, stack: ExitStack) -> Clinic:
-    """Open keys, log and app."""
-    opened = stack.enter_context(wiring.open_program(settings, os.environ))
-    app = RecordStore(Path("var/demo/app.sqlite3"))
-    stack.callback(app.close)
-    return Clinic(
-        settings=settings,
-        keyring=opened.keys.keyring,
-        index=opened.blind_index,
-        recorder=opened.recorder,
-        program=opened.commands,
-        publish=opened.log.publish,
-        verifier_keys=opened.verifier_keys,
-        app=app,
-    )
+# --- Starting -------------------------------------------------------------------------------------
 
 
-# --- Storing --------------------------------------------------------------------------------------
+def free_ports() -> dict[str, int]:
+    """The usual ports, or others where those are taken."""
+    return {
+        name: port if is_free(port) else any_free()
+        for name, port in (("gateway", 8443), ("admin", 8444), ("clinic", 8090))
+    }
 
 
-def store_patients(clinic: Clinic) -> list[str]:
-    """Seal and store synthetic patients and their observations; return the patients' references."""
-    references: list[str] = []
-    sealed_fields = 0
-    began_at = time.perf_counter()
-    with console.status("sealing synthetic patients …"):
-        for seed in range(PATIENTS):
-            bundle = generate_bundle(profile="type2_diabetes", seed=seed)
-            resources = [
-                entry["resource"]
-                for entry in bundle.model_dump(mode="json", by_alias=True, exclude_none=True)[
-                    "entry"
-                ]
-            ]
-            patient = f"Patient/demo-{seed}"
-            references.append(patient)
-            sealed_fields += store_bundle(clinic, patient, resources)
-    took_ms = (time.perf_counter() - began_at) * 1000
-    say(
-        "stored",
-        f"{PATIENTS} patients, {sealed_fields} fields sealed under {PATIENTS} keys, "
-        f"every write in the log first ({took_ms:,.0f} ms)",
-    )
-    return references
+def is_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def store_bundle(clinic: Clinic, patient: str, resources: list[Resource]) -> int:
-    """Store one patient's resources as one exchange: intent, effect, outcome."""
-    rows: list[tuple[str, str | None, Resource]] = []
-    fields = 0
-    kept = [r for r in resources if r["resourceType"] in {"Patient", "Condition", "Observation"}]
-    begun = clinic.recorder.intent(
-        Act(
-            tenant=clinic.settings.tenant,
-            who=THERAPIST,
-            action="create",
-            service=SERVICE,
-            purpose="TREAT",
-            resources=tuple(sorted({r["resourceType"] for r in kept})),
-            patients=(patient,),
-            decision="allow",
+def any_free() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def configure(ports: dict[str, int]) -> None:
+    """Put the example's configuration and rules below `HOME`."""
+    text = (EXAMPLE / "havengate.toml").read_text(encoding="utf-8")
+    for name, usual in (("gateway", 8443), ("admin", 8444), ("clinic", 8090)):
+        text = text.replace(str(usual), str(ports[name]))
+    (HOME / "havengate.toml").write_text(text, encoding="utf-8")
+    shutil.copytree(EXAMPLE / "policies", HOME / "policies", dirs_exist_ok=True)
+
+
+@contextmanager
+def clinic(port: int) -> Iterator[None]:
+    """The app behind, with its people loaded anew."""
+    database = HOME / "clinic.sqlite3"
+    for leftover in HOME.glob("clinic.sqlite3*"):
+        leftover.unlink()
+    command = [sys.executable, "-m", "examples.clinic", "--port", str(port)]
+    command += ["--database", str(database), "--load"]
+    with process("clinic", command, f"http://127.0.0.1:{port}/fhir/metadata"):
+        say("the clinic", f"24 synthetic patients at http://127.0.0.1:{port}, open to everybody")
+        yield
+
+
+@contextmanager
+def gateway(ports: dict[str, int]) -> Iterator[str]:
+    """`havengate up` in front of it."""
+    command = [*HAVENGATE, "up"]
+    with process("gateway", command, f"http://127.0.0.1:{ports['admin']}/readyz"):
+        base = f"https://localhost:{ports['gateway']}"
+        say("the gateway", f"stands in front at {base}; keys, log and rules are ready")
+        yield base
+
+
+@contextmanager
+def process(name: str, command: list[str], ready: str) -> Iterator[None]:
+    """A process that is up when `ready` answers, and gone at the end. Its words go into a file."""
+    log = HOME / f"{name}.log"
+    with console.status(f"starting the {name} …"), log.open("wb") as words:
+        running = subprocess.Popen(
+            command,
+            stdout=words,
+            stderr=words,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
         )
-    )
-    for number, resource in enumerate(kept):
-        kind = resource["resourceType"]
-        reference = patient if kind == "Patient" else f"{kind}/{patient[8:]}-{number}"
-        family = None
-        if kind == "Patient":
-            family = clinic.index.token_for_write(
-                tenant=clinic.settings.tenant,
-                service=SERVICE,
-                field="Patient.name.family",
-                value=normalised(resource["name"][0]["family"]),
-            )
-        fields += seal_resource(clinic, patient, resource)
-        rows.append((reference, family, resource))
-    clinic.app.put_all(rows)
-    clinic.recorder.outcome(
-        begun, End(outcome="success", status=201, counts={"resources": len(rows)})
-    )
-    return fields
-
-
-#: What the demo protects. The narrative repeats the content in prose, so it is sealed too.
-PROTECTED = {
-    "Patient": ("name", "birthDate", "identifier", "text"),
-    "Condition": ("code", "text"),
-    "Observation": ("valueQuantity", "component", "text"),
-}
-
-
-def seal_resource(clinic: Clinic, patient: str, resource: Resource) -> int:
-    """Replace protected elements by sealed text, each bound to its place; return how many."""
-    sealed = 0
-    for element in PROTECTED[resource["resourceType"]]:
-        if element in resource:
-            context = field_context(clinic, patient, resource["resourceType"], element)
-            plaintext = json.dumps(resource[element]).encode()
-            resource[element] = clinic.keyring.seal(context, plaintext)
-            sealed += 1
-    return sealed
-
-
-def field_context(clinic: Clinic, patient: str, kind: str, element: str) -> FieldContext:
-    """Where a sealed text belongs, and opens."""
-    return FieldContext(
-        tenant=clinic.settings.tenant,
-        person=patient,
-        service=SERVICE,
-        field=f"{kind}.{element}",
-    )
-
-
-def normalised(name: str) -> bytes:
-    """How names are compared."""
-    return name.strip().casefold().encode()
-
-
-# --- Using ----------------------------------------------------------------------------------------
-
-
-def show_disk(clinic: Clinic, references: list[str]) -> None:
-    """Show one record as the app's database holds it, and look for anything readable."""
-    stored = clinic.app.get(references[0])
-    say("on its disk", f"name: {stored['name'][:58]}…")
-    name = open_name(clinic, references[0])
-    family = name.split()[-1]
-    found = sum(family in body for body in clinic.app.bodies())
-    say("", f"the name “{escape(family)}” occurs {found} times in the app's database")
-
-
-def open_name(clinic: Clinic, patient: str) -> str:
-    """Read a patient's name as the therapist: intent, unseal, outcome."""
-    begun = clinic.recorder.intent(
-        Act(
-            tenant=clinic.settings.tenant,
-            who=THERAPIST,
-            action="read",
-            service=SERVICE,
-            purpose="TREAT",
-            resources=(patient,),
-            decision="allow",
-        )
-    )
+        deadline = time.monotonic() + START_S
+        while not answers(ready):
+            if running.poll() is not None or time.monotonic() > deadline:
+                running.kill()
+                console.print(escape(log.read_text(errors="replace")[-2000:]))
+                raise SystemExit(f"The {name} did not start; its words are in {log}.")
+            time.sleep(0.1)
     try:
-        context = field_context(clinic, patient, "Patient", "name")
-        name = json.loads(clinic.keyring.unseal(context, clinic.app.get(patient)["name"]))[0]
-    except PersonErasedError:
-        clinic.recorder.outcome(begun, End(outcome="failed", reason="person-erased"))
-        raise
-    clinic.recorder.outcome(begun, End(outcome="success", status=200, counts={"resources": 1}))
-    return f"{name['given'][0]} {name['family']}"
+        yield
+    finally:
+        running.terminate()
+        try:
+            running.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            running.kill()
 
 
-def search(clinic: Clinic, patient: str) -> None:
-    """Find a patient by a name that the app cannot read."""
-    family = open_name(clinic, patient).split()[-1]
-    tokens = clinic.index.tokens_for_search(
-        tenant=clinic.settings.tenant,
-        service=SERVICE,
-        field="Patient.name.family",
-        value=normalised(family),
-    )
-    found = clinic.app.find_by_family(tokens)
-    say("searched", f"family = “{escape(family)}” → {', '.join(found)}")
-    say("", f"what the app saw: {tokens[0]}")
-
-
-def rotate(clinic: Clinic, references: list[str]) -> None:
-    """Begin a new epoch; everything still opens."""
-    report = clinic.program.keeper.rotate(actor=clinic.program.actor)
-    for reference in references:
-        open_name(clinic, reference)
-    say(
-        "rotated",
-        f"epoch {report.epoch}, {report.rewrapped} keys rewrapped inside the key server; "
-        f"all {len(references)} records still open",
-    )
-
-
-def erase(clinic: Clinic, patient: str) -> None:
-    """Erase one patient, and try to read them."""
-    receipt = clinic.program.eraser.erase(
-        tenant=clinic.settings.tenant, person=patient, actor=clinic.program.actor
-    )
-    say(
-        "erased",
-        f"{patient}: {len(receipt.key_ids)} key destroyed, log entry {receipt.log_index}; "
-        f"every backup dead by {receipt.backups_dead_by}",
-    )
+def answers(url: str) -> bool:
+    """Whether an address answers with 200."""
     try:
-        open_name(clinic, patient)
-    except PersonErasedError as error:
-        say("", f"reading them now: {error.code}")
-    else:
-        raise SystemExit("The erased patient's record opened. This must never happen.")
+        with urlopen(url, timeout=2) as response:  # noqa: S310 - loopback, written above
+            return bool(response.status == 200)  # noqa: PLR2004
+    except (URLError, OSError):
+        return False
 
 
-# --- Proving --------------------------------------------------------------------------------------
+HAVENGATE = [
+    sys.executable, "-m", "havengate", "--config", str(HOME / "havengate.toml"),
+]  # fmt: skip
 
 
-def verify(clinic: Clinic) -> None:
-    """Verify the whole log and one proof."""
-    directory = Path(clinic.settings.audit.directory)
-    report = verify_log(directory, clinic.verifier_keys)
+def havengate(*words: str) -> str:
+    """Run the command and return what it says."""
+    done = subprocess.run(
+        [*HAVENGATE, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"havengate {' '.join(words)}: {done.stderr.strip() or done.stdout}")
+    return done.stdout
+
+
+def accounts() -> dict[str, dict[str, str]]:
+    """One account for each of `PEOPLE`, with a second factor: made, or given a new password."""
+    made = {}
+    with console.status("making accounts …"):
+        listed = json.loads(havengate("users", "list", "--json"))
+        known = {account["name"] for account in listed}
+        for name, details in PEOPLE.items():
+            words = ("reset", name) if name in known else ("add", name, *details)
+            made[name] = json.loads(havengate("users", *words, "--print-second-factor", "--json"))
+    say("accounts", f"{', '.join(PEOPLE)}, each with a password and a second factor")
+    return made
+
+
+def sign_in(base: str, people: dict[str, dict[str, str]]) -> dict[str, Visitor]:
+    """Everybody signs in."""
+    visitors = {}
+    for name, account in people.items():
+        visitors[name] = Visitor(base, HOME / "var/tls/current/ca.pem")
+        visitors[name].sign_in(name, account["password"], account["second_factor_uri"])
+    return visitors
+
+
+# --- The morning ----------------------------------------------------------------------------------
+
+
+def morning(visitors: dict[str, Visitor], base: str) -> None:
+    """What happens, in order. Each step says what came of it; a wrong one ends the demo."""
+    console.print()
+    adler, dorn, patient = visitors["adler"], visitors["dorn"], visitors["patient-1"]
+    a_clinician_reads(adler)
+    a_patient_writes(patient)
+    a_sealed_field_is_searched(adler)
+    a_note_stays_closed(adler, dorn, patient)
+    an_export_is_refused(adler)
+    a_break_in_is_refused(base)
+    break_glass_opens_one_record(dorn)
+
+
+def a_clinician_reads(adler: Visitor) -> None:
+    """Her own patient opens, somebody else's does not."""
+    record = expect(adler.get("/fhir/Patient/1"), 200).json()
+    name = record["name"][0]
+    found = expect(adler.get("/fhir/Observation?patient=1&_count=5"), 200).json()
     say(
-        "verified",
-        f"{report.checked} entries, tree, checkpoint and signature of {report.origin}; "
-        f"{len(report.story.dangling)} intents without outcome",
+        "Dr Adler reads", f"{name['given'][0]} {name['family']}, {len(found['entry'])} observations"
     )
-    reader = LogReader(directory)
-    index = report.size - 1
-    entry = reader.entry(index)
-    checkpoint = (directory / "checkpoint").read_bytes()
-    proof = prove(directory, index, checkpoint=checkpoint, size=report.size, entry=entry)
-    path = Path("var/demo/last-entry.tlog-proof")
-    path.write_bytes(proof.encode())
-    verify_proof(parse_proof(path.read_bytes()), entry, clinic.verifier_keys)
-    say("", f"proof of entry {index}: {path}, {len(proof.hashes)} hashes")
+    refused = expect(adler.get("/fhir/Patient/2"), 403).json()
+    say("… and not", f"Patient/2: {refused['issue'][0]['diagnostics'].partition(' (')[0]}")
 
 
-def who_saw(clinic: Clinic, patient: str, erased: str) -> None:
-    """Answer “who saw this record?”, for a patient who is there and for one who was erased."""
-    reader = LogReader(Path(clinic.settings.audit.directory))
-    with AuditIndex(clinic.settings.audit.index_url) as index:
-        index.refresh(reader)
-        asked = Search(index, reader)
-        for line in lines_about(clinic, asked, patient):
-            say("who saw", line)
-        left = len(list(lines_about(clinic, asked, erased)))
-        say("", f"entries that can be traced to {erased}: {left}, the failed read just now")
-
-
-def lines_about(clinic: Clinic, asked: Search, patient: str) -> Iterator[str]:
-    """The last three exchanges that touched a patient, in words."""
-    criteria = with_persons(
-        Criteria(tenant=clinic.settings.tenant), clinic.keyring, actor=None, patient=patient
+def a_patient_writes(patient: Visitor) -> None:
+    """What she writes is ciphertext in the app's database, and her own words for her."""
+    words = "Slept well for the first time in weeks."
+    expect(
+        patient.post(
+            "/api/moods/1", {"mood": 7, "note": words}, **{"content-type": "application/json"}
+        ),
+        201,
     )
-    for exchange in asked.page(criteria, limit=3).exchanges:
-        entry = exchange.newest
-        names = reveal(entry, clinic.keyring)
-        yield (
-            f"{patient}: {names.actor} ({entry.actor.role}) {entry.action} for "
-            f"{entry.purpose}, {entry.outcome}, entry {exchange.log_index}"
-        )
+    kept = database("SELECT note FROM mood WHERE patient = '1' ORDER BY at DESC LIMIT 1")
+    mine = expect(patient.get("/api/moods/1"), 200).json()["entries"]
+    if words in kept or not any(entry["note"] == words for entry in mine):
+        raise SystemExit("The diary entry was not sealed, or did not come back.")
+    say("a patient writes", f"“{words}”")
+    say("… the app keeps", f"{kept[:48]}…")
 
 
-def say(what: str, text: str) -> None:
-    """One line of the story."""
-    console.print(f"  [bold]{what:<12}[/] {text}", soft_wrap=True)
+def a_sealed_field_is_searched(adler: Visitor) -> None:
+    """An exact value is found although the app has only ciphertext and a token of it."""
+    record = expect(adler.get("/fhir/Patient/1"), 200).json()
+    record["telecom"] = [{"system": "phone", "value": "+43 1 555 0199"}]
+    expect(adler.ask("PUT", "/fhir/Patient/1", body=record), 200)
+    found = expect(adler.get("/fhir/Patient?phone=%2B43%201%20555%200199"), 200).json()
+    if [entry["resource"]["id"] for entry in found["entry"]] != ["1"]:
+        raise SystemExit("The sealed telephone number was not found.")
+    if "555 0199" in database("SELECT group_concat(body) FROM resource"):
+        raise SystemExit("The telephone number stands in the app's database.")
+    say("a sealed search", "+43 1 555 0199 finds Patient/1; the app's database does not hold it")
+
+
+def a_note_stays_closed(adler: Visitor, dorn: Visitor, patient: Visitor) -> None:
+    """A psychotherapy note is open to its author, and to nobody else."""
+    expect(adler.get("/fhir/DocumentReference/note-1"), 200)
+    others = {
+        "another clinician": dorn.get("/fhir/DocumentReference/note-1"),
+        "the patient": patient.get("/fhir/DocumentReference/note-1"),
+    }
+    for answer in others.values():
+        if answer.status not in {403, 404}:
+            raise SystemExit(f"A psychotherapy note was answered with {answer.status}.")
+    told = ", ".join(f"{name} {answer.status}" for name, answer in others.items())
+    say("a therapist's note", f"its author 200, {told}")
+
+
+def an_export_is_refused(adler: Visitor) -> None:
+    """Reading is not taking away."""
+    refused = expect(adler.get("/fhir/Patient/1/$everything"), 403).json()
+    say("an export", refused["issue"][0]["diagnostics"].partition(" (")[0])
+
+
+def a_break_in_is_refused(base: str) -> None:
+    """Nobody, somebody with a forged token, and somebody who speaks in the gateway's name."""
+    stranger = Visitor(base, HOME / "var/tls/current/ca.pem")
+    forged = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZGxlciIsInJvbGVzIjpbImNsaW5pY2lhbiJdfQ."
+    attempts = (
+        stranger.get("/fhir/Patient/1"),
+        stranger.get("/fhir/Patient/1", authorization=f"Bearer {forged}"),
+        stranger.get("/fhir/Patient/1", **{"havengate-identity": forged}),
+        stranger.get("/fhir/%2e%2e/fhir/Patient/1"),
+    )
+    if any(answer.status < 400 for answer in attempts):  # noqa: PLR2004
+        raise SystemExit("A break-in succeeded.")
+    told = ", ".join(str(answer.status) for answer in attempts)
+    say("a break-in", f"no sign-in, forged token, forged header, crooked path: {told}")
+
+
+def break_glass_opens_one_record(dorn: Visitor) -> None:
+    """With a reason, for one patient, for an hour; and somebody will look at it afterwards."""
+    expect(dorn.get("/fhir/Patient/3"), 403)
+    dorn.form(
+        "break-glass",
+        {"patient": "3", "reason": "Found unconscious at the station, no card", "minutes": "60"},
+    )
+    expect(dorn.get("/fhir/Patient/3"), 200)
+    expect(dorn.get("/fhir/Patient/6"), 403)
+    say("break-glass", "Dr Dorn opens Patient/3 with a reason, for an hour; Patient/6 stays closed")
+
+
+# --- Telling --------------------------------------------------------------------------------------
+
+
+def show_doors(base: str, people: dict[str, dict[str, str]], ports: dict[str, int]) -> None:
+    """Say what to open, and how."""
+    console.print("\n[bold]It is yours now.[/] Open this and sign in:\n")
+    console.print(f"  {base}/patients/1", style="bold cyan")
+    for name, account in people.items():
+        secret = secret_of(account["second_factor_uri"])
+        console.print(f"  {name:<10} password {account['password']}   TOTP secret {secret}")
+    console.print("\n  The browser asks about the certificate, because it was issued here.")
+    console.print("  Codes: any authenticator app, or  oathtool -b --totp SECRET")
+    console.print(f"  Health and metrics: http://127.0.0.1:{ports['admin']}/readyz  /metrics")
+    console.print("  Who saw what:")
+    command = f".venv/bin/havengate --config {HOME}/havengate.toml"
+    for words in ("audit search --patient Patient/1", "audit verify", "policy explain --help"):
+        console.print(f"    {command} {words}")
+    console.print("\nCtrl-C stops everything; what was written stays in ./var/demo.")
+
+
+def say(what: str, words: Any) -> None:
+    """One line of the morning."""
+    console.print(f"  [green]✓[/] [bold]{what:<19}[/] {escape(str(words))}", soft_wrap=True)
+
+
+def expect(answer: Answer, status: int) -> Answer:
+    """The answer, if it has that status. Otherwise the demo ends."""
+    if answer.status != status:
+        raise SystemExit(f"Expected {status}, got {answer.status}: {answer.text[:500]}")
+    return answer
+
+
+def database(query: str) -> str:
+    """What the app's database holds."""
+    with closing(sqlite3.connect(HOME / "clinic.sqlite3")) as connection:
+        row = connection.execute(query).fetchone()
+        return str(row[0])
 
 
 if __name__ == "__main__":
