@@ -37,7 +37,7 @@ from gateway.identity.model import Identified
 from gateway.routes import Route, upstream_path
 from gateway.settings import LimitSettings
 from policies import consent, model
-from policies.labels import Labeller
+from policies.labels import Labeller, Labels
 from policies.model import Allowed, ConsentVerdict, Decision, Denied, Purpose
 from policies.obligations import ALL, Obligation, Review, StepUp
 from policies.store import InForce
@@ -130,6 +130,10 @@ class Enforcement:
         self.trail = trail
         self._engine = in_force.engine
         self._enforceable = OPAQUE if opaque else ALL
+        # What is not looked into carries at least the labels of everything in such a service.
+        self._least = (
+            in_force.labeller.label_codes((), kind=route.settings.kind) if opaque else Labels()
+        )
         self._principal = identified.principal
         self._consents: dict[str, tuple[consent.Consent, ...]] = {}
         self._assertion: str | None = None
@@ -182,6 +186,7 @@ class Enforcement:
 
     def _decide(self, question: Question, purpose: Purpose) -> Decision:
         authors = question.authors & self._principal.references
+        labels = question.labels | self._least
         request = model.Request(
             principal=self._principal,
             action=question.action,
@@ -192,8 +197,8 @@ class Enforcement:
                 id=question.id,
                 patient=question.patient,
                 author=next(iter(authors), None) or next(iter(question.authors), None),
-                labels=question.labels.codes,
-                confidentiality=question.labels.confidentiality,
+                labels=labels.codes,
+                confidentiality=labels.confidentiality,
             ),
             context=model.Context(
                 purpose=purpose,

@@ -214,11 +214,9 @@ def clean_request(head: RequestHead, *, forwarded: bool = True) -> RequestHead:
     kept = [
         (name, value)
         for name, value in head.headers.fields
-        if name not in named
-        and name not in {"host", "expect", "via"}
-        and _kind(name) in _PASSES_INWARD
+        if name not in named and name not in {"host", "expect", "via"} and _passes_inward(name)
     ]
-    if any(name == "te" and _is_trailers(name, value) for name, value in head.headers.fields):
+    if any(_is_trailers(name, value) for name, value in head.headers.fields):
         kept.append(("te", "trailers"))
     kept.append(("via", _via(head.headers, head.http_version)))
     if forwarded:
@@ -226,7 +224,9 @@ def clean_request(head: RequestHead, *, forwarded: bool = True) -> RequestHead:
     return head.with_headers(Headers(tuple(kept)))
 
 
-_PASSES_INWARD: Final = frozenset({_Kind.END_TO_END, _Kind.NOT_RELEASED})
+@lru_cache(maxsize=1024)
+def _passes_inward(name: str) -> bool:
+    return _kind(name) in {_Kind.END_TO_END, _Kind.NOT_RELEASED}
 
 
 def clean_response(head: ResponseHead) -> ResponseHead:
@@ -238,15 +238,17 @@ def clean_response(head: ResponseHead) -> ResponseHead:
     kept = [
         (name, value)
         for name, value in head.headers.fields
-        if name not in named and name != "via" and _kind(name) in _PASSES_OUTWARD
+        if name not in named and name != "via" and _passes_outward(name)
     ]
     kept.append(("via", _via(head.headers, "1.1")))
     kept.append(STRICT_TRANSPORT_SECURITY)
     return replace(head, headers=Headers(tuple(kept)))
 
 
-#: `X-Forwarded-…` in an answer means nothing to anybody, but may name inner addresses.
-_PASSES_OUTWARD: Final = frozenset({_Kind.END_TO_END, _Kind.AMBIGUOUS})
+@lru_cache(maxsize=1024)
+def _passes_outward(name: str) -> bool:
+    # `X-Forwarded-…` in an answer means nothing to anybody, but may name inner addresses.
+    return _kind(name) in {_Kind.END_TO_END, _Kind.AMBIGUOUS}
 
 
 def never_stored(head: ResponseHead) -> ResponseHead:
@@ -271,6 +273,7 @@ def forwarded_for(head: RequestHead) -> tuple[tuple[str, str], ...]:
     )
 
 
+@lru_cache(maxsize=1024)
 def _address(client: str | None) -> str:
     """The address without its port, or nothing if it is not one."""
     text = (client or "").strip("[]")

@@ -578,3 +578,19 @@ def test_a_denial_without_remedy_of_its_own_is_told_as_nothing_there_when_hidden
     assert world.status == missing.status == 404
     assert b"secret" not in world.sent
     assert not isinstance(world.outcomes()[0].end.outcome, Allowed)
+
+
+def test_what_is_not_looked_into_is_at_least_as_sensitive_as_its_service() -> None:
+    mood = RouteSettings(name="diary", kind="mood", upstream="http://127.0.0.1:1")
+    page = Pieces(Question(action="read", type="Page", patient="3"))
+    yesterday = replace(clinician().principal.assurance, second_factor_at=NOW - 50_000)
+    himself = replace(
+        clinician(patient="3", roles=frozenset(), assurance=yesterday), purpose="PATRQT"
+    )
+    world = World(who=himself, answer=[SECRET])
+    world.run(get("/a"), site(mood, page))
+    assert world.status == 401
+    fresh = replace(clinician(patient="3", roles=frozenset()), purpose="PATRQT")
+    world = World(who=fresh, answer=[SECRET])
+    world.run(get("/a"), site(mood, page))
+    assert world.status == 200
