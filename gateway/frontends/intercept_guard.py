@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import structlog
@@ -156,8 +156,14 @@ class FailClosedAddons(AddonManager):
             if not isinstance(error, Exception):
                 raise
         finally:
-            if event.name == "client_disconnected":
-                self.leads.pop(event.args()[0].id, None)
+            self._let_go(event.args()[0])
+
+    def _let_go(self, message: object) -> None:
+        """Forget the lead of a client that has gone; its servers may be heard of after it."""
+        with suppress(RefusedHookError):
+            client = client_of(message)
+            if client.timestamp_end is not None:
+                self.leads.pop(client.id, None)
 
     async def trigger_event(self, event: hooks.Hook) -> None:
         """Run a hook of the proxy itself (start, stop); its exceptions go on."""

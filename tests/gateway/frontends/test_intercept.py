@@ -116,6 +116,15 @@ def test_several_calls_of_one_connection_are_logged_one_by_one(way_out: Bench) -
     assert [entry.stage for entry in way_out.log.entries] == ["intent", "outcome"] * 3
 
 
+def test_nothing_is_kept_of_a_connection_that_has_ended(way_out: Bench) -> None:
+    for _ in range(3):
+        assert way_out.call("POST", "/", body=b"x")[0] == 200
+    way, master = way_out.proxy._way, way_out.proxy._master
+    assert master is not None
+    wait_until(lambda: not master.proxyserver.connections, timeout_s=10)
+    wait_until(lambda: not (master.guard.leads or way._calls or way._tunnels or way.replies))
+
+
 def test_a_host_below_a_wildcard_passes_and_its_own_labels_are_not_logged(way_out: Bench) -> None:
     status, _, _ = way_out.call(host="a.mail.example.net", app="forum")
     assert status == 200
