@@ -345,7 +345,7 @@ def bench(
     gateway: VaultClient,
     *,
     listed: Callable[[int, int], tuple[DestinationSettings, ...]] | None = None,
-    prepare: Callable[[Intercept], None] = lambda _proxy: None,
+    prepare: Callable[[Intercept], object] = lambda _proxy: None,
     names: tuple[str, ...] = HOSTS,
     **settings: Any,
 ) -> Iterator[Bench]:

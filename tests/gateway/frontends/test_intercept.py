@@ -47,8 +47,9 @@ def way_out(shared: Bench) -> Iterator[Bench]:
         host.connections = 0
     shared.summaries.clear()
     # mitmproxy knows one proxy in a process: the one started last.
+    assert shared.proxy._master is not None
     mitmproxy.ctx.master = shared.proxy._master
-    mitmproxy.ctx.options = shared.proxy._master.options if shared.proxy._master else None
+    mitmproxy.ctx.options = shared.proxy._master.options
     yield shared
     assert shared.proxy.alive
 

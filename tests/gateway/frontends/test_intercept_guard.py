@@ -121,7 +121,7 @@ def test_an_error_hook_that_raises_lets_nothing_pass(
     with bench(
         tmp_path,
         vault("gateway"),
-        prepare=lambda proxy: sabotaged(proxy, "error", explode) and None,
+        prepare=lambda proxy: sabotaged(proxy, "error", explode),
     ) as made:
         with pytest.raises((OSError, http.client.HTTPException)):
             made.call(path="/drop")
@@ -136,9 +136,7 @@ def test_a_hook_that_hangs_lets_nothing_pass(
         tmp_path,
         vault("gateway"),
         timeout_s=1.0,
-        prepare=lambda proxy: (
-            sabotaged(proxy, "requestheaders", lambda: asyncio.sleep(60)) and None
-        ),
+        prepare=lambda proxy: sabotaged(proxy, "requestheaders", lambda: asyncio.sleep(60)),
     ) as made:
         with pytest.raises((OSError, http.client.HTTPException)):
             made.call("POST", "/", body=b"secret")
@@ -325,7 +323,7 @@ def test_the_last_hook_raises_only_after_the_outcome_is_durable(
     with bench(
         tmp_path,
         vault("gateway"),
-        prepare=lambda proxy: sabotaged(proxy, "response", explode) and None,
+        prepare=lambda proxy: sabotaged(proxy, "response", explode),
     ) as made:
         made.log.before = lambda stage: explode() if stage == "outcome" else None
         with pytest.raises((OSError, http.client.HTTPException)):
