@@ -376,6 +376,9 @@ def test_what_a_link_leads_to_is_decided_again() -> None:
     link = here.get("/Observation?_count=2").link("next")
     assert link is not None
     assert replace(here, team=frozenset()).get(link).ids == []
+    of_one = here.get("/Observation?patient=p1&_count=2").link("next")
+    assert of_one is not None
+    assert replace(here, team=frozenset()).get(of_one).status == 403
 
 
 @pytest.mark.parametrize(
@@ -674,9 +677,10 @@ def test_what_was_hidden_survives_an_update_by_somebody_who_did_not_see_it() -> 
     assert (now["status"], now["note"]) == ("amended", whole["note"])
     assert "SUBSETTED" not in str(now)
     kind = "application/json-patch+json"
-    for path in ("/note", "/note/0/text", ""):
-        patch = [{"op": "test", "path": path, "value": "in confidence"}]
-        assert here.ask("PATCH", "/Observation/o1", patch, content_type=kind).status == 422
+    for path in ("/note", "/note/0/text", "", "/text", "/contained/-"):
+        for op in ("test", "add"):
+            patch = [{"op": op, "path": path, "value": "in confidence"}]
+            assert here.ask("PATCH", "/Observation/o1", patch, content_type=kind).status == 422
     patch = [{"op": "replace", "path": "/status", "value": "final"}]
     assert here.ask("PATCH", "/Observation/o1", patch, content_type=kind).status == 200
     now = app.now("Observation", "o1")
@@ -696,8 +700,9 @@ def test_a_patch_cannot_grow_without_end() -> None:
 
 
 def test_a_part_of_a_record_does_not_replace_it() -> None:
-    here = clinic(observation("o1", "p1"))
-    part = here.get("/Observation/o1?_elements=status").json
+    here = clinic(observation("o1", "p1", valueString="words"))
+    part = here.get("/Observation/o1?_elements=status,subject").json
+    assert part["subject"] == {"reference": "Patient/p1"}
     assert here.ask("PUT", "/Observation/o1", part).status == 422
 
 
@@ -792,7 +797,8 @@ def test_one_denied_entry_refuses_a_whole_transaction() -> None:
     app = FHIRApp(people())
     good, bad = observation("", "p1"), observation("", "p3")
     here = Clinic(app)
-    for closed in (bad, {**good, "subject": {"reference": "Patient?family=x"}}):
+    looked_up = {**good, "performer": [{"reference": "Practitioner?identifier=1"}]}
+    for closed in (bad, looked_up, {**good, "subject": {"reference": "Patient?family=x"}}):
         parts = (entry("POST", "Observation", good), entry("POST", "Observation", closed))
         assert here.ask("POST", "/", bundle("transaction", *parts)).status in {403, 422}
     assert not app.requests
