@@ -26,7 +26,6 @@ from gateway.first_configuration import (
     write_first,
 )
 
-
 #: One more is kept for health and metrics.
 _LAST_PORT = 65_535
 

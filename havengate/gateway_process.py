@@ -8,6 +8,7 @@ their entries to the writer's socket, and serve. All read the same configuration
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import threading
@@ -53,6 +54,9 @@ from policies.store import load_in_force
 
 _log = structlog.get_logger("gateway")
 
+#: An exchange makes some thousand objects, nearly all of which are gone without a collection.
+_COLLECT = (50_000, 20, 20)
+
 WORKER = "havengate.gateway_process:load_worker"
 
 
@@ -85,6 +89,10 @@ def load_worker() -> Ingress:
     keys = ExitStack().enter_context(open_keys(settings, os.environ))
     log = LogClient(Path(settings.audit.socket))
     gateway = Gateway(settings.gateway, foundations(settings, keys, log))
+    # What is here now stays; looking through it again and again would cost every exchange.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
     return Ingress(gateway, settings.gateway.limits, port=settings.gateway.port)
 
 

@@ -118,10 +118,8 @@ class Keyring:
         store = self._store
         if not store.is_loaded((TAG_KEY,)):
             return False
-        try:
-            ids = {parse_sealed(text).key_id for text in texts}
-        except MalformedSealedTextError:
-            return False
+        # Only the place of the key's id is looked at: what is no sealed text names no key.
+        ids = {text.partition(".")[2].partition(".")[0] for text in texts}
         return store.is_loaded(ids) and store.is_loaded(
             self._subject(tenant, person).owner for person in persons
         )

@@ -126,6 +126,12 @@ class Engine:
         self._index()
         self._part(self._everything)
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether any rule looks at the id of a single record: if none does, equals are equal."""
+        reads = self._part(self._everything).reads
+        return reads is None or "id" in reads.values or "id" in reads.presence
+
     def decide(self, request: Request, *, enforceable: Collection[type] = ALL) -> Decision:
         """Answer one request. Raises only to end the process: what goes wrong is a denial.
 

@@ -80,6 +80,7 @@ class Labeller:
         self._tables = tables
         # The same few codes come again and again.
         self._find = lru_cache(maxsize=MAX_FOUND)(tables.find)
+        self._complete = lru_cache(maxsize=MAX_FOUND)(self._completed)
         self._part_2 = substance_use_is_part_2
         self._max_values = max_values
 
@@ -152,7 +153,7 @@ class Labeller:
             known = isinstance(system, str) and len(system) <= MAX_SYSTEM
             codes |= self._find(str(system) if known else "", code)
 
-    def _complete(self, labels: Labels) -> Labels:
+    def _completed(self, labels: Labels) -> Labels:
         """Add what the labels found imply, and raise confidentiality to what they ask for."""
         codes = set(labels.codes)
         for label in labels.codes:

@@ -136,6 +136,10 @@ class Enforcement:
         )
         self._principal = identified.principal
         self._consents: dict[str, tuple[consent.Consent, ...]] = {}
+        # Records of one kind, patient and author are one question, unless a rule or a consent
+        # looks at the single record.
+        self._answers: dict[tuple[object, ...], Decision] = {}
+        self._reads_ids = in_force.engine.reads_ids
         self._assertion: str | None = None
 
     # --- Facts and questions ----------------------------------------------------------------------
@@ -153,7 +157,13 @@ class Enforcement:
             raise unavailable(answer)
         team = self._principal.care_team | (answer.care_team & unknown)
         self._principal = replace(self._principal, care_team=team)
+        # Relations are part of every question.
+        self._answers.clear()
         self._consents |= {patient: answer.consents[patient] for patient in unknown}
+
+    def consented(self, patient: str | None) -> bool:
+        """Whether there is any consent of a patient to look at, as far as is known."""
+        return bool(self._consents.get(patient or ""))
 
     def ask(self, question: Question) -> Decision:
         """Ask the rules. Never raises; what cannot be decided is denied.
@@ -163,6 +173,21 @@ class Enforcement:
         """
         if question.patient is not None and question.patient not in self._consents:
             return _NOT_KNOWN
+        if self._reads_ids or self.consented(question.patient):
+            return self._asked(question)
+        key = (
+            question.action,
+            question.type,
+            question.patient,
+            question.authors,
+            question.labels,
+        )
+        known = self._answers.get(key)
+        if known is None:
+            known = self._answers[key] = self._asked(question)
+        return known
+
+    def _asked(self, question: Question) -> Decision:
         decision = self._decide(question, self.identified.purpose)
         grant = self.identified.break_glass
         if (

@@ -29,7 +29,7 @@ from gateway.fhir.app import App, Found
 from gateway.fhir.records import Record, Records, keys_at_hand
 from gateway.fhir.release import restore_hidden
 from gateway.fhir.request import Interaction
-from gateway.fhir.resources import Json
+from gateway.fhir.resources import Json, codes_of
 from policies.model import Action, Allowed, Denied
 
 #: Marks that a release puts on a record, and that must not come back into it.
@@ -233,7 +233,7 @@ class Changes:
                 type=record.type,
                 authors=record.authors,
                 labels=record.labels,
-                codes=record.codes,
+                codes=codes_of(record.content),
             )
             self._records.enforcement.demand(question)
             return (question,)

@@ -7,6 +7,7 @@ is not known and may test anything.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 from gateway.fhir.definitions import parameters_of
@@ -37,9 +38,13 @@ def parameters_testing(resource_type: str, paths: Collection[str]) -> frozenset[
     With any path, also those that test everything. Parameters for which `elements_tested` says None
     are not among them and must be refused by whoever asks.
     """
-    own = [path for path in paths if path.startswith(f"{resource_type}.")]
-    if not own:
-        return frozenset()
+    own = frozenset(path for path in paths if path.startswith(f"{resource_type}."))
+    return _testing(resource_type, own) if own else frozenset()
+
+
+# What is hidden depends on rules and configuration: a few sets that come with every search.
+@lru_cache(maxsize=1024)
+def _testing(resource_type: str, own: frozenset[str]) -> frozenset[str]:
     names = {*parameters_of(resource_type), *parameters_of("Resource")}
     return TEST_EVERYTHING | {
         name

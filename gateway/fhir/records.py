@@ -45,8 +45,8 @@ from gateway.fhir.resources import (
     authors_of,
     codes_of,
     is_patient_type,
+    ownership,
     patients_of,
-    unresolved,
 )
 from keys.errors import KeysError
 from policies.errors import UnlabelledContentError
@@ -83,7 +83,6 @@ class Record:
     known: bool
     labels: Labels
     authors: frozenset[str] = field(repr=False)
-    codes: frozenset[tuple[str, str]] = field(repr=False)
 
 
 class Records:
@@ -141,9 +140,9 @@ class Records:
                 "The content is too large or nested too deeply to be looked into.",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             ) from error
-        if patients is None:
-            patients = patients_of(content)
-        known = not unresolved(content) and (bool(patients) or not is_patient_type(kind))
+        owners, open_ = ownership(content)
+        patients = owners if patients is None else patients
+        known = not open_ and (bool(patients) or not is_patient_type(kind))
         one = content.get("id")
         return Record(
             content=content,
@@ -153,7 +152,6 @@ class Records:
             known=known,
             labels=labels,
             authors=authors_of(content),
-            codes=codes_of(content),
         )
 
     # --- Questions --------------------------------------------------------------------------------
@@ -168,7 +166,8 @@ class Records:
                 patient=patient,
                 authors=record.authors,
                 labels=record.labels,
-                codes=record.codes,
+                # Only consents look at codes, and most patients have none.
+                codes=codes_of(record.content) if self.enforcement.consented(patient) else None,
             )
             for patient in record.patients or (None,)
         )

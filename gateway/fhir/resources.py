@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 from gateway.fhir.definitions import compartment_of
@@ -143,18 +144,28 @@ def unresolved(resource: Json) -> bool:
     group, contained, only described, or malformed, and for any other reference of the compartment
     that may lead to a patient.
     """
+    return ownership(resource)[1]
+
+
+def ownership(resource: Json) -> tuple[frozenset[str], bool]:
+    """`patients_of` and `unresolved` in one pass."""
     resource_type = resource.get("resourceType")
     if not isinstance(resource_type, str):
-        return True
-    if is_patient_type(resource_type) and not patients_of(resource):
-        return True
+        return frozenset(), True
     if resource_type == "Patient":
-        return False
-    return any(
-        (target := _target(reference, resource)) is _Target.UNKNOWN
-        or (owner and target in {_Target.GROUP, _Target.NOWHERE})
-        for owner, reference in _references(resource)
-    )
+        patients = patients_of(resource)
+        return patients, not patients
+    found: set[str] = set()
+    open_ = False
+    for owner, reference in _references(resource):
+        target = _target(reference, resource)
+        if isinstance(target, str):
+            found.add(target)
+        elif target is _Target.UNKNOWN or (
+            owner and (target is _Target.GROUP or target is _Target.NOWHERE)
+        ):
+            open_ = True
+    return frozenset(found), open_ or (not found and is_patient_type(resource_type))
 
 
 def is_patient_type(resource_type: str) -> bool:
@@ -221,10 +232,23 @@ def _references(resource: Json) -> Iterator[tuple[bool, object]]:
     resource_type = resource.get("resourceType")
     if not isinstance(resource_type, str):
         return
-    for path in owner_paths(resource_type):
-        names = path.split(".")[1:]
-        for value in _values(resource, names):
-            yield names[0] in _OWNERS and len(names) == 1, value
+    for owner, first, rest in _places(resource_type):
+        found = resource.get(first)
+        if found is None:
+            continue
+        if isinstance(found, dict) and not rest:
+            yield owner, found
+            continue
+        for value in _values(found, rest):
+            yield owner, value
+
+
+# Types of resources come from the app, so that not all of them are kept.
+@lru_cache(maxsize=512)
+def _places(resource_type: str) -> tuple[tuple[bool, str, list[str]], ...]:
+    """Whether a reference says whose it is, the element it stands in, and the way from there."""
+    ways = [path.split(".")[1:] for path in owner_paths(resource_type)]
+    return tuple((names[0] in _OWNERS and len(names) == 1, names[0], names[1:]) for names in ways)
 
 
 def _values(value: object, names: list[str]) -> Iterator[object]:

@@ -91,7 +91,7 @@ class Searches:
                     continue
                 counted += _counts(match)
                 if found.next is None and not found.cut:
-                    self._place(found, match, replace(here, index=position), plan, want)
+                    self._place(found, match, here, position, plan, want)
             if (found.next is not None or found.cut) and not total:
                 return found
             if self._looked >= self._limit and after is not None:
@@ -101,13 +101,21 @@ class Searches:
         found.counted = counted if whole else None
         return found
 
-    def _place(self, found: Gathered, match: Match, here: Place, plan: Pass, want: int) -> None:
+    def _place(
+        self,
+        found: Gathered,
+        match: Match,
+        here: Place,
+        position: int,
+        plan: Pass,
+        want: int,
+    ) -> None:
         rows = [one.rows for one in match.allowed.obligations if isinstance(one, LimitRows)]
         found.rows = min([found.rows, *rows])
         if plan.given + len(found.matches) >= found.rows:
             found.cut = True
         elif len(found.matches) >= want:
-            found.next = here
+            found.next = replace(here, index=position)
         else:
             found.matches.append(match)
 
