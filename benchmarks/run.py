@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.harness import Result
 
-SUITES = ("bench_keys", "bench_audit", "bench_index", "bench_policies")
+SUITES = ("bench_keys", "bench_audit", "bench_index", "bench_policies", "bench_ingress")
 RESULTS = Path(__file__).with_name("results.json")
 
 

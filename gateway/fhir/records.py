@@ -104,10 +104,11 @@ class Records:
         """
         texts = [self.plan.sealed_texts(one) for one in resources] if self._protects else []
         yield from self.enforcement.load_keys(texts=chain.from_iterable(texts))
-        records = [
-            self._opened(one, sealed=bool(texts and texts[number]))
-            for number, one in enumerate(resources)
-        ]
+        with keys_at_hand():
+            records = [
+                self._opened(one, sealed=bool(texts and texts[number]))
+                for number, one in enumerate(resources)
+            ]
         yield from self.enforcement.know({p for record in records for p in record.patients})
         return records
 
@@ -119,8 +120,7 @@ class Records:
             # Nobody can tell under whose key it belongs: it stays closed.
             return replace(self._understood(resource), known=False)
         person = patient_reference(*patients) if len(patients) == 1 else ""
-        with keys_at_hand():
-            content = self.plan.unprotect(resource, person=person, sealer=self.enforcement.sealer)
+        content = self.plan.unprotect(resource, person=person, sealer=self.enforcement.sealer)
         # Elements that say whose a record is are never sealed: the patients are the same.
         return self._understood(content, patients)
 
