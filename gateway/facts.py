@@ -8,7 +8,15 @@ Deny on doubt: what cannot be had is a failure, never "no consents"; an answer t
 cannot be understood, or is not the whole one, counts as a consent that cannot be read, and as no
 relation. (Not as a failure: a broken consent must not keep an emergency out.) What was asked is
 kept for three seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
-at once. Nothing here decides.
+at once; nobody is given the answer to a question that was asked longer ago, however slow the app.
+Nothing here decides.
+
+A FHIR app that has no Consent answers the question with an error, and so does one that is broken:
+the gateway does not guess. It counts as a consent that cannot be read, the operational log says
+once what to write, and only `patient_consents = "none"` in the route's settings ends it.
+
+To an app that does not speak FHIR `7`, `07` and `7.json` may be one patient. So what such a path
+names must be a Patient that the FHIR app knows by exactly this id, or its consents cannot be read.
 """
 
 from __future__ import annotations
@@ -18,14 +26,14 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from itertools import batched
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import orjson
+import structlog
 
 from gateway.core.commands import Facts, Failed, Fetched
 from gateway.core.messages import Headers, RequestHead
@@ -40,6 +48,8 @@ from gateway.relations import (
 )
 from gateway.routes import Route, names_patients, upstream_path
 from policies.consent import Consent, parse_consent
+
+_log = structlog.get_logger("gateway")
 
 type Fetch = Callable[[Route, RequestHead, bytes, int], Awaitable[Fetched | Failed]]
 
@@ -69,8 +79,12 @@ _FOREIGN = Failed(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What is known of one patient. `treats` are references of those who treat."""
+    """What is known of one patient. `treats` are references of those who treat.
 
+    `exists`: the app has a Patient of this id.
+    """
+
+    exists: bool
     treats: frozenset[str] = field(repr=False)
     consents: tuple[Consent, ...] = field(repr=False)
     until: float
@@ -106,9 +120,12 @@ class FactsSource:
         self._now = now
         self._kept_s = min(kept_s, KEPT_S)
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
-        self._asked: dict[tuple[str, str], asyncio.Future[_Known | Failed]] = {}
+        # With the time until which others may wait for the same answer.
+        self._asked: dict[tuple[str, str], tuple[asyncio.Future[_Known | Failed], float]] = {}
         # Held by nobody else, a running question could be collected.
         self._running: set[asyncio.Task[None]] = set()
+        #: Of what the operator was told once.
+        self._told: set[tuple[str, str]] = set()
 
     async def load(
         self, route: Route, identified: Identified, patients: frozenset[str]
@@ -128,6 +145,9 @@ class FactsSource:
         for patient, known in answers.items():
             if isinstance(known, Failed):
                 return known
+            if not known.exists and route.settings.content != "fhir":
+                consents[patient] = (_unreadable(),)
+                continue
             consents[patient] = known.consents
             if known.treats & references:
                 team.add(patient)
@@ -168,8 +188,8 @@ class FactsSource:
             known = self._known.get(key)
             if known is not None and now < known.until:
                 found[patient] = known
-            elif key in self._asked:
-                waiting[patient] = self._asked[key]
+            elif key in self._asked and now < self._asked[key][1]:
+                waiting[patient] = self._asked[key][0]
             else:
                 missing.append(patient)
         for batch in batched(missing, BATCH):
@@ -185,7 +205,7 @@ class FactsSource:
         loop = asyncio.get_running_loop()
         futures = {patient: loop.create_future() for patient in batch}
         for patient, future in futures.items():
-            self._asked[source.name, patient] = future
+            self._asked[source.name, patient] = future, now + self._kept_s
         task = loop.create_task(self._ask(source, futures, now))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -207,7 +227,7 @@ class FactsSource:
                 key = (source.name, patient)
                 known = answer if isinstance(answer, Failed) else answer[patient]
                 # Not kept if it was forgotten while it was asked for.
-                if self._asked.get(key) is future:
+                if self._asked.get(key, _NOBODY)[0] is future:
                     del self._asked[key]
                     if isinstance(known, _Known):
                         self._keep(key, known)
@@ -226,30 +246,39 @@ class FactsSource:
         self, source: Route, patients: frozenset[str], until: float
     ) -> dict[str, _Known]:
         listed = ",".join(sorted(patients))
-        *related, consents = await asyncio.gather(
+        teams, persons, visits, consents = await asyncio.gather(
             self._search(source, "CareTeam", {"patient": listed, "status": "active"}),
             self._search(source, "Patient", {"_id": listed}),
             self._search(source, "Encounter", {"patient": listed, "status": "in-progress"}),
-            self._search(source, "Consent", {"patient": listed}),
+            self._consents(source, listed),
         )
-        day = datetime.fromtimestamp(self._now(), UTC).date().isoformat()
-        reader = Reader(own=f"{_origin(source)}{source.upstream_base}/", day=day)
+        reader = Reader(own=f"{_origin(source)}{source.upstream_base}/", now=self._now())
         treats: dict[str, set[str]] = {patient: set() for patient in patients}
-        for resource in (one for found in related for one in found or ()):
+        for resource in (*(teams or ()), *(persons or ()), *(visits or ())):
             patient, references = reader.relations(resource)
             if patient in treats:
                 treats[patient] |= references
         judged: dict[str, list[Consent]] = {patient: [] for patient in patients}
-        for consent in [_unreadable()] if consents is None else map(parse_consent, consents):
+        for resource in [None] if consents is None else consents:
+            consent = _read_consent(resource, reader)
             # A consent of which it cannot be told whose it is may be anybody's.
             for patient in patients if consent.patient is None else {consent.patient} & patients:
                 judged[patient].append(consent)
+        existing = {one.get("id") for one in persons or () if isinstance(one.get("id"), str)}
         return {
             patient: _Known(
-                treats=frozenset(treats[patient]), consents=tuple(judged[patient]), until=until
+                exists=patient in existing,
+                treats=frozenset(treats[patient]),
+                consents=tuple(judged[patient]),
+                until=until,
             )
             for patient in patients
         }
+
+    async def _consents(self, source: Route, listed: str) -> list[dict[str, Any]] | None:
+        if source.settings.patient_consents == "none":
+            return []
+        return await self._search(source, "Consent", {"patient": listed})
 
     async def _search(
         self, source: Route, type_: str, parameters: dict[str, str]
@@ -264,11 +293,29 @@ class FactsSource:
                 found += resources_of(bundle, type_)
                 link = next_link(bundle)
                 if link is None:
-                    return found if is_all(bundle, len(found)) else None
+                    if is_all(bundle, len(found)):
+                        return found
+                    break
                 path, query = own_target(source.upstream_base, link, path)
-        except UnreadableError:
-            pass
+        except UnreadableError as error:
+            self._tell(source, type_, str(error))
+            return None
+        self._tell(source, type_, "")
         return None
+
+    def _tell(self, source: Route, type_: str, answered: str) -> None:
+        """Tell the operator, once for each route and type, why everything is closed."""
+        if (source.name, type_) in self._told:
+            return
+        self._told.add((source.name, type_))
+        _log.warning(
+            "gateway.facts_unreadable",
+            service=source.name,
+            type=type_,
+            answered=answered or "no whole searchset",
+            counts_as="a consent that cannot be read" if type_ == "Consent" else "no relation",
+            remedy=_REMEDIES.get(type_, "see the app's search for this type"),
+        )
 
     async def _page(self, source: Route, path: str, query: str) -> dict[str, Any]:
         head = RequestHead(
@@ -285,8 +332,10 @@ class FactsSource:
         status = answer.head.status
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _KEPT_OUT:
             raise _Unusable(_NOT_HAD)
+        if status != HTTPStatus.OK:
+            raise UnreadableError(f"status {status}")
         try:
-            bundle = orjson.loads(answer.body) if status == HTTPStatus.OK else None
+            bundle = orjson.loads(answer.body)
         except orjson.JSONDecodeError as error:
             raise UnreadableError from error
         if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
@@ -294,6 +343,11 @@ class FactsSource:
         return bundle
 
 
+_NOBODY: Final = (None, 0.0)
+_REMEDIES: Final = {
+    "Consent": "make the app answer Consent?patient=…, or, if it has no such records, write "
+    "patient_consents = “none” in its route",
+}
 _KEPT_OUT: Final = frozenset({
     HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS,
 })  # fmt: skip
@@ -303,6 +357,16 @@ def _without_facts(route: Route) -> bool:
     """Whether there are none by configuration: then there are no relations either."""
     facts = route.settings.patient_facts
     return facts == "none" or (not facts and not names_patients(route.settings))
+
+
+def _read_consent(resource: dict[str, Any] | None, reader: Reader) -> Consent:
+    """A consent of the app's own patients; one about another server's cannot be relied upon."""
+    if resource is None:
+        return _unreadable()
+    consent = parse_consent(resource)
+    if consent.patient is None or reader.reference(resource.get("patient")) is not None:
+        return consent
+    return replace(consent, readable=False)
 
 
 def _unreadable() -> Consent:

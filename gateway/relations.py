@@ -6,10 +6,19 @@ Pure. What is not exactly as FHIR R4 has it tells nothing. Before: `gateway.fact
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from dataclasses import dataclass
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.errors import BadRequestError
+from gateway.routes import check_path
+
+_DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?").fullmatch
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})?"
+).fullmatch
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]{1,63}/[A-Za-z0-9.-]{1,64})(?:/_history/[^/]+)?").fullmatch
 
 
@@ -77,21 +86,27 @@ def own_target(base: str, link: str, path: str) -> tuple[str, str]:
     except ValueError as error:
         raise UnreadableError from error
     target = parts.path or path
+    try:
+        check_path(target)
+    except BadRequestError as error:
+        raise UnreadableError from error
     below = target == base or target.startswith(f"{base}/")
-    if not below or "/../" in target or not target.isascii() or not parts.query.isascii():
+    if not below or not parts.query.isascii():
         raise UnreadableError
     return target, parts.query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """Reads relations as of a `day` (ISO 8601, UTC). `own` is how references to the app begin."""
+    """Reads relations as of `now` (Unix time). `own` is how references to the app begin."""
 
     own: str
-    day: str
+    now: float
 
     def relations(self, resource: dict[str, Any]) -> tuple[str | None, frozenset[str]]:
         """Whose resource it is, and the references of those who treat by it."""
+        if _means_otherwise(resource):
+            return None, frozenset()
         match resource.get("resourceType"), resource.get("status"):
             case ("CareTeam", "active"):
                 member = "member"
@@ -111,6 +126,7 @@ class Reader:
             found
             for one in _listed(resource.get("participant"))
             if isinstance(one, dict)
+            and not _means_otherwise(one)
             and self.holds(one.get("period"))
             and (found := self.reference(one.get(member)))
         )
@@ -124,16 +140,45 @@ class Reader:
         return found[1] if found else None
 
     def holds(self, period: object) -> bool:
-        """Whether a period is not over and has begun, as far as whole days say."""
+        """Whether a period has begun and is not over. What is no FHIR dateTime holds never.
+
+        A date without time lasts all of its day, month or year in UTC (FHIR R4 datatypes, Period).
+        """
         if period is None:
             return True
         if not isinstance(period, dict):
             return False
-        start, end = period.get("start", ""), period.get("end", self.day)
-        if not isinstance(start, str) or not isinstance(end, str):
+        try:
+            begun = "start" not in period or _instants(period["start"])[0] <= self.now
+            return begun and ("end" not in period or self.now < _instants(period["end"])[1])
+        except (ValueError, OverflowError):
             return False
-        # A date may be cut to month or year; ISO 8601 sorts as text.
-        return start[:10] <= self.day and end[:10] >= self.day[: len(end[:10])]
+
+
+def _instants(text: object) -> tuple[float, float]:
+    """When a dateTime begins, and when it is over. Raises ValueError for anything else."""
+    if not isinstance(text, str):
+        raise ValueError("no text")  # noqa: TRY004 - one kind of error for whoever asks
+    found = _DATE(text)
+    if found is None:
+        if not _MOMENT(text):
+            raise ValueError("no dateTime")
+        moment = datetime.fromisoformat(text)
+        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return at, at
+    year, month, day = int(found[1]), found[2], found[3]
+    first = datetime(year, int(month or 1), int(day or 1), tzinfo=UTC)
+    last_month = int(month or 12)
+    last_day = int(day) if day else monthrange(year, last_month)[1]
+    last = datetime(year, last_month, last_day, tzinfo=UTC)
+    if last.year == MAXYEAR:  # how many systems write "for ever"
+        return first.timestamp(), float("inf")
+    return first.timestamp(), (last + timedelta(days=1)).timestamp()
+
+
+def _means_otherwise(part: dict[str, Any]) -> bool:
+    """Whether it says that it must not be understood as usual (FHIR R4 extensibility)."""
+    return bool(part.get("modifierExtension") or part.get("implicitRules"))
 
 
 def _listed(value: object) -> list[Any]:

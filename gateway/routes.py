@@ -270,11 +270,19 @@ def _upstream(settings: RouteSettings) -> SplitResult:
         raise _wrong(settings.name, expected)
     if _AUTHORITY(parts.netloc) is None or parts.query or parts.fragment:
         raise _wrong(settings.name, f"{expected}, without a name, a question mark or “#”")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    open_way = parts.scheme == "http" and not _is_loopback(parts.hostname)
+    if open_way and not settings.insecure_upstream:
         raise _wrong(
             settings.name,
             "the way to the app would not be encrypted: write https:// (ca_file names an authority "
-            "of your own), or run the app on this machine and write http://127.0.0.1:PORT",
+            "of your own), or run the app on this machine and write http://127.0.0.1:PORT; "
+            "insecure_upstream = true lets everything pass in the clear, which is for a network "
+            "that nothing but the gateway and this app can reach",
+        )
+    if settings.insecure_upstream and not open_way:
+        raise _wrong(
+            settings.name,
+            "insecure_upstream = true is only for http:// to another machine: leave it out",
         )
     return parts
 
@@ -318,6 +326,8 @@ def names_patients(settings: RouteSettings) -> bool:
 
 def _check_facts(settings: RouteSettings, others: dict[str, RouteSettings]) -> None:
     name, facts = settings.name, settings.patient_facts
+    if settings.patient_consents == "none" and settings.content != "fhir":
+        raise _wrong(name, "patient_consents is for routes with content = “fhir”: leave it out")
     if facts == "none":
         return
     if facts in {"", "upstream"}:

@@ -65,6 +65,9 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `content`: `fhir`, `json` (by `rules`), or `opaque`, which passes bodies as they are.
     `patient_facts`: where relations and consents are asked for: `upstream` (FHIR CareTeam and
     Consent of this app), the name of another route, or `none`.
+    `patient_consents = "none"`: this FHIR app has no Consent, and no patient can refuse anything
+    there; without it an app that cannot be asked is closed to all but patients and emergencies.
+    `insecure_upstream`: what goes to the app and back may cross a network unencrypted.
     """
 
     name: str
@@ -77,6 +80,8 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rules: tuple[RuleSettings, ...] = ()
     fields: tuple[FieldSettings, ...] = ()
     patient_facts: str = ""
+    patient_consents: Literal["upstream", "none"] = "upstream"
+    insecure_upstream: bool = False
     preserve_host: bool = False
     ca_file: FilePath = ""
     connect_timeout_s: Seconds = 5.0

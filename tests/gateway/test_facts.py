@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.core.commands import Facts, Failed, Fetched
 from gateway.core.messages import RequestHead, ResponseHead
@@ -325,3 +327,133 @@ async def test_a_source_that_speaks_no_fhir_is_a_failure() -> None:
     )  # fmt: skip
     answer = await FactsSource([alone], App()).load(lost, WHO, frozenset({"1"}))
     assert isinstance(answer, Failed)
+
+
+# --- What is forged, odd, slow or missing ---------------------------------------------------------
+
+NOW = datetime.fromtimestamp(1.8e9, UTC)
+
+
+def moment(hours: float) -> str:
+    return (NOW + timedelta(hours=hours)).isoformat()
+
+
+@pytest.mark.parametrize(
+    "period",
+    [{"end": moment(-0.1)}, {"start": moment(0.1)}, {"start": " 2999"}, {"start": "0"},
+     {"start": ""}, {"end": ""}, {"end": "never"}, {"end": "9"}, {"end": None}, {"start": 2020},
+     {"end": "2999-13"}, {"end": "2999-02-31"}, {"start": "20200101T00"}, {"end": "2027-W52"}],
+)  # fmt: skip
+async def test_a_relation_ends_to_the_moment_and_no_odd_period_makes_one(
+    period: dict[str, Any],
+) -> None:
+    member = {"member": {"reference": "Practitioner/7"}, "period": period}
+    for one in (team("1", period=period), team("1", participant=[member])):
+        assert (await load(App([one]), "1")).care_team == frozenset()
+
+
+@pytest.mark.parametrize(
+    "period",
+    [{"end": moment(0.1)}, {"start": moment(-0.1)}, {"start": "2027", "end": "2027"},
+     {"end": "2027-01"}, {"start": "2027-01-15", "end": "2027-01-15"}, {"end": "9999-12-31"}, {}],
+)  # fmt: skip
+async def test_a_relation_lasts_as_long_as_its_period(period: dict[str, Any]) -> None:
+    assert (await load(App([team("1", period=period)]), "1")).care_team == {"1"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"modifierExtension": [{"url": "urn:not"}]}, {"implicitRules": "urn:other"},
+     {"participant": [{"member": {"reference": "Practitioner/7"},
+                       "modifierExtension": [{"url": "urn:not"}]}]}],
+)  # fmt: skip
+async def test_what_says_that_it_means_something_else_is_no_relation(
+    changes: dict[str, Any],
+) -> None:
+    assert (await load(App([team("1", **changes)]), "1")).care_team == frozenset()
+
+
+@pytest.mark.parametrize("server", ["http://other.example/", "http://127.0.0.1:1/r4x/", "//x/"])
+async def test_a_permission_about_another_servers_patient_permits_nothing(server: str) -> None:
+    forged = consent("1") | {
+        "patient": {"reference": f"{server}Patient/1"},
+        "provision": {"type": "permit"},
+    }
+    [found] = (await load(App([forged]), "1")).consents["1"]
+    assert not found.readable
+    assert found.in_force
+    own = consent("1") | {"patient": {"reference": "http://127.0.0.1:1/r4/Patient/1"}}
+    [found] = (await load(App([own]), "1")).consents["1"]
+    assert found.readable
+
+
+async def test_nobody_waits_for_an_answer_that_is_older_than_three_seconds() -> None:
+    app, clock = App(gate=asyncio.Event()), Clock()
+    facts = source(app, clock)
+    first = asyncio.create_task(facts.load(FHIR, WHO, frozenset({"1"})))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    app.resources.append(consent("1"))
+    clock.at += 3
+    second = asyncio.create_task(facts.load(FHIR, WHO, frozenset({"1"})))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert app.gate is not None
+    app.gate.set()
+    await first
+    for answer in (await second, await facts.load(FHIR, WHO, frozenset({"1"}))):
+        assert isinstance(answer, Facts)
+        assert len(answer.consents["1"]) == 1
+
+
+@pytest.mark.parametrize("spelled", ["1.json", "01", "1a", "A1"])
+async def test_another_spelling_of_a_patient_does_not_get_past_his_refusal(spelled: str) -> None:
+    app = App([DOCTOR, consent("1"), team(spelled)])
+    facts = await load(app, spelled, route=MOODS)
+    assert facts.care_team == frozenset()
+    assert [one.readable for one in facts.consents[spelled]] == [False]
+    assert [one.readable for one in (await load(app, "1", route=MOODS)).consents["1"]] == [True]
+
+
+async def test_a_patient_who_is_only_being_created_is_closed_to_nobody() -> None:
+    assert (await load(App(), "new", route=FHIR)).consents == {"new": ()}
+
+
+async def test_the_operator_is_told_once_why_an_app_without_consents_is_closed() -> None:
+    app, clock = App([team("1")], answers={"Consent": 404}), Clock()
+    facts = source(app, clock)
+    with capture_logs() as told:
+        for _ in range(3):
+            clock.at += 10
+            answer = await facts.load(FHIR, WHO, frozenset({"1"}))
+            assert isinstance(answer, Facts)
+            assert [one.readable for one in answer.consents["1"]] == [False]
+    assert [one["event"] for one in told] == ["gateway.facts_unreadable"]
+    assert "patient_consents" in told[0]["remedy"]
+    assert told[0]["answered"] == "status 404"
+    assert "Practitioner" not in str(told)
+
+
+async def test_only_the_operator_says_that_an_app_has_no_consents() -> None:
+    [without] = compile_routes([
+        RouteSettings(name="fhir", kind="ehr", upstream="http://127.0.0.1:1/r4", path="/fhir",
+                      strip_path=True, content="fhir", patient_consents="none"),
+    ])  # fmt: skip
+    app = App([team("1")], answers={"Consent": 404})
+    answer = await FactsSource([without], app, clock=Clock(), now=lambda: 1.8e9).load(
+        without, WHO, frozenset({"1"})
+    )
+    assert answer == Facts(care_team=frozenset({"1"}), consents={"1": ()})
+    assert not any("Consent" in head.path for head in app.asked)
+
+
+@pytest.mark.parametrize(
+    "link", ["/r4/..", "/r4/%2e%2e/admin", "/r4/a/../../admin", "/r4//x", "/r4/%2Fx", "/r4/a%00"]
+)
+async def test_the_next_page_is_never_outside_of_the_apps_own_place(link: str) -> None:
+    page = {"resourceType": "Bundle", "type": "searchset",
+            "link": [{"relation": "next", "url": f"http://x{link}"}]}  # fmt: skip
+    app = App(answers={"Consent": page})
+    assert [one.readable for one in (await load(app, "1")).consents["1"]] == [False]
+    assert {head.path for head in app.asked if "Consent" in head.path} == {"/r4/Consent"}
+    assert len(app.asked) == 4

@@ -172,6 +172,9 @@ MISTAKES = [
     ([route(upstream="https://me:pw@x.org")], "without a name"),
     ([route(upstream="https://x.org/?a=1")], "without a name"),
     ([route(upstream="http://10.0.0.7:8080")], "write https://"),
+    ([route(upstream="http://127.0.0.1:1", insecure_upstream=True)], "leave it out"),
+    ([route(upstream="https://app:1", insecure_upstream=True)], "leave it out"),
+    ([route(patient_consents="none")], "patient_consents"),
     ([route(path="/fhir", upstream="http://127.0.0.1:1/fhir")], "strip_path = true"),
     ([route(content="fhir", rules=(PERSONAL,))], "FHIR needs no rules"),
     ([route(content="json")], "lets nothing pass"),
@@ -204,3 +207,11 @@ def test_a_route_that_cannot_be_meant_is_refused_with_what_to_write(
 )
 def test_plain_http_goes_no_further_than_this_machine(upstream: str) -> None:
     assert compile_routes([route(upstream=upstream)])
+
+
+def test_plain_http_to_another_machine_needs_to_be_called_insecure() -> None:
+    clear = "http://records:8080/fhir"
+    with pytest.raises(GatewayConfigurationError, match="insecure_upstream"):
+        compile_routes([route(upstream=clear)])
+    [one] = compile_routes([route(upstream=clear, insecure_upstream=True)])
+    assert (one.upstream_scheme, one.upstream_authority) == ("http", "records:8080")
