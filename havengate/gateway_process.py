@@ -85,15 +85,35 @@ def load_worker() -> Ingress:
     """Build one worker's application, from the file that the parent named."""
     configure()
     settings = load(Path(os.environ[FILE_VARIABLE]), os.environ)
-    # Open as long as the process lives.
-    keys = ExitStack().enter_context(open_keys(settings, os.environ))
+    held = ExitStack()
+    keys = held.enter_context(open_keys(settings, os.environ))
     log = LogClient(Path(settings.audit.socket))
     gateway = Gateway(settings.gateway, foundations(settings, keys, log))
     # What is here now stays; looking through it again and again would cost every exchange.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT)
-    return Ingress(gateway, settings.gateway.limits, port=settings.gateway.port)
+    app = _Holding(gateway, held)
+    return Ingress(app, settings.gateway.limits, port=settings.gateway.port)
+
+
+class _Holding:
+    """A gateway and what it stands on, which is closed after its last exchange, and not before.
+
+    A context manager that nobody holds on to is closed at once: keys would then stay in memory
+    whatever their age.
+    """
+
+    def __init__(self, gateway: Gateway, held: ExitStack) -> None:
+        self.start = gateway.start
+        self.exchange = gateway.exchange
+        self._gateway = gateway
+        self._held = held
+
+    async def stop(self) -> None:
+        """Close both."""
+        await self._gateway.stop()
+        await asyncio.to_thread(self._held.close)
 
 
 def check_settings(settings: GatewaySettings) -> None:

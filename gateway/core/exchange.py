@@ -513,9 +513,12 @@ def _too_large(answer: object) -> GatewayError:
     if isinstance(answer, Failed) and answer.who == "caller":
         return BadRequestError(
             answer.message or "The body is too large, or came too slowly.",
-            status=413 if answer.code == "gateway.too_large" else 408,
+            status=_BODY_STATUSES.get(answer.code, 408),
         )
     return unavailable(answer)
+
+
+_BODY_STATUSES = {"gateway.too_large": 413, "gateway.length_required": 411}
 
 
 def _guarded(reply: Reply) -> Reply:

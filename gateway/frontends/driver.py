@@ -113,6 +113,11 @@ class OwnPages(Protocol):
 class Client(Protocol):
     """The client's side of one exchange, given by the frontend."""
 
+    @property
+    def left(self) -> bool:
+        """Whether a cancellation means no more than that this client has gone away."""
+        ...
+
     async def receive_all(self, limit: int) -> bytes | Signal | Failed:
         """See `commands.ReceiveAll`."""
         ...
@@ -154,26 +159,38 @@ class Services:
 async def drive(steps: Steps[Summary], services: Services, client: Client) -> Summary:
     """Run one exchange to its end.
 
-    A cancellation is heard once, as a failure of the command in progress; the exchange still ends
-    in the log, and then the cancellation goes on.
+    A cancellation is heard as a failure of the command in progress; the exchange still ends in the
+    log, and then the cancellation goes on. That of a client who left ends here.
     """
     run = _Run(services, client)
     answer: Answer | None = None
     cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            command = next(steps) if answer is None else steps.send(answer)
-        except StopIteration as stop:
-            await run.close()
-            if cancelled is not None:
-                raise cancelled from None
-            summary: Summary = stop.value
-            return summary
-        try:
-            answer = await run.perform(command)
-        except asyncio.CancelledError as error:
-            cancelled = error
-            answer = Failed(code="gateway.stopping", who="operator")
+    try:
+        while True:
+            try:
+                command = next(steps) if answer is None else steps.send(answer)
+            except StopIteration as stop:
+                if cancelled is not None:
+                    raise cancelled from None
+                summary: Summary = stop.value
+                return summary
+            try:
+                answer = await run.perform(command)
+            except asyncio.CancelledError as error:
+                if client.left:
+                    _hear_no_more_of_it()
+                    answer = Failed(code="gateway.client_gone", who="caller")
+                else:
+                    cancelled = error
+                    answer = Failed(code="gateway.stopping", who="operator")
+    finally:
+        await run.close()
+
+
+def _hear_no_more_of_it() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 class _Run:

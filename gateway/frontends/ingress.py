@@ -35,6 +35,8 @@ _SERVER: Final = ("server", "Havengate")
 #: The server sets these by itself.
 _NOT_SENT: Final = frozenset({"content-length", "transfer-encoding", "connection", "server"})
 _LONGEST_SWEEP_S: Final = 5.0
+#: A body that comes more slowly than this keeps a place from others, and is given up.
+_LEAST_BYTES_PER_S: Final = 4_096
 
 
 class App(Protocol):
@@ -97,9 +99,10 @@ class Ingress:
             _log.error("gateway.exchange_broke", error=type(error).__name__)
             client.fail()
         finally:
-            client.finish()
+            # Counted first: whatever breaks after it must not keep a place for ever.
             self._running -= 1
             self._sweeper.end(scope.client, time.monotonic())
+            client.finish()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         ended = self._sweeper.sweep(self._port, time.monotonic())
@@ -122,7 +125,8 @@ def _head(scope: Any) -> RequestHead:
         path=canonical_path(scope.path),
         query=scope.query_string,
         headers=headers,
-        client=scope.client.rpartition(":")[0],
+        # An IPv6 address stands in brackets before its port, and nowhere else.
+        client=scope.client.rpartition(":")[0].strip("[]"),
         scheme=scope.scheme,
         http_version=scope.http_version,
     )
@@ -132,6 +136,8 @@ class Client:
     """The client's side of one exchange: `gateway.frontends.driver.Client`.
 
     Each piece of a body must come, and each piece of an answer be taken, within `body_timeout_s`.
+    All pieces of a body together may keep us waiting for as long, and a second for each 4096 bytes
+    that came. `left` says that the client has gone while an answer was flowing.
     """
 
     __slots__ = (
@@ -148,6 +154,7 @@ class Client:
         "_started",
         "_transport",
         "_watch",
+        "left",
     )  # fmt: skip
 
     def __init__(
@@ -166,6 +173,7 @@ class Client:
         self._flowing = False
         self._left: int | None = None
         self._watch: asyncio.Task[None] | None = None
+        self.left = False
 
     # --- The request's body ---------------------------------------------------------------------
 
@@ -309,6 +317,7 @@ class Client:
     async def _end_when_gone(self, task: asyncio.Task[Any] | None) -> None:
         await self._protocol.client_disconnect()
         if task is not None and self._flowing:
+            self.left = True
             task.cancel()
 
 
@@ -320,7 +329,16 @@ class _Body:
     there, and two after an error; and an HTTP/2 body of unannounced length is refused.
     """
 
-    __slots__ = ("_empty", "_gone", "_left", "_pieces", "_protocol", "_timeout_s", "_unannounced")
+    __slots__ = (
+        "_empty",
+        "_gone",
+        "_left",
+        "_patience_s",
+        "_pieces",
+        "_protocol",
+        "_timeout_s",
+        "_unannounced",
+    )  # fmt: skip
 
     def __init__(self, scope: Any, protocol: Any, timeout_s: float) -> None:
         length = scope.headers.get("content-length")
@@ -328,6 +346,8 @@ class _Body:
         self._unannounced = length is None and scope.http_version not in {"1", "1.0", "1.1"}
         self._protocol = protocol
         self._timeout_s = timeout_s
+        #: How long we go on waiting, in all.
+        self._patience_s = timeout_s
         self._pieces: AsyncIterator[bytes] = aiter(protocol)
         self._empty = 0
         self._gone: asyncio.Future[None] | None = None
@@ -351,6 +371,7 @@ class _Body:
                 self._empty += 1
                 continue
             self._empty = 0
+            self._patience_s += len(piece) / _LEAST_BYTES_PER_S
             if self._unannounced:
                 return Failed(
                     code="gateway.length_required",
@@ -368,9 +389,13 @@ class _Body:
         piece = asyncio.ensure_future(self._next())
         if self._gone is None:
             self._gone = asyncio.ensure_future(self._protocol.client_disconnect())
+        began = time.monotonic()
         done, _ = await asyncio.wait(
-            {piece, self._gone}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
+            {piece, self._gone},
+            timeout=min(self._timeout_s, max(0.0, self._patience_s)),
+            return_when=asyncio.FIRST_COMPLETED,
         )
+        self._patience_s -= time.monotonic() - began
         if piece in done:
             return piece.result()
         piece.cancel()

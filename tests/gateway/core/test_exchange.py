@@ -441,6 +441,24 @@ def test_whatever_is_answered_in_whatever_place_nothing_leaks_and_no_intent_stay
         assert "CloseUpstream" in world.names()
 
 
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("gateway.too_large", 413),
+        ("gateway.length_required", 411),
+        ("gateway.too_slow", 408),
+    ],
+)
+def test_a_body_that_is_not_taken_is_refused_by_the_status_that_says_why(
+    code: str, status: int
+) -> None:
+    post = request("POST", "/x", content_length="6")
+    refused = Failed(code=code, who="caller", message="So it cannot be taken.")
+    world = replace(treating(), fail_at=1, failure=refused)
+    world.run(post, records())
+    assert world.status == status
+
+
 def test_a_client_that_goes_away_while_it_sends_leaves_no_open_intent() -> None:
     for place in range(20):
         post = request("POST", "/x", content_length="6")

@@ -287,6 +287,21 @@ def test_a_body_that_comes_too_slowly_is_given_up(ingress: Running) -> None:
     assert status(exchange(ingress, data)) == 408
 
 
+def test_a_body_that_comes_byte_by_byte_is_given_up_as_well(ingress: Running) -> None:
+    with ingress.connect() as one:
+        one.sendall(get("/", "Content-Length: 100", method="POST"))
+        one.settimeout(0.3)
+        for _ in range(20):
+            one.sendall(b"a")
+            try:
+                answer = one.recv(65_536)
+            except TimeoutError:
+                continue
+            assert status(answer) == 408
+            return
+    raise AssertionError("It is still waited for.")
+
+
 # --- Answers --------------------------------------------------------------------------------------
 
 
