@@ -29,9 +29,13 @@ _OURS: Final = frozenset(
     {"accept", "content-type", "content-length", "prefer", "if-match", "if-none-match",
      "if-modified-since", "if-unmodified-since", "if-none-exist", "if-range", "range"}
 )  # fmt: skip
+#: Of headers beginning with `x-` only these: others make some apps delete more, write history anew,
+#: or act for somebody else.
+_HARMLESS: Final = frozenset({"x-request-id", "x-correlation-id"})
 _PLACE: Final = re.compile(
     r"(?:.*/)?([A-Z][A-Za-z]{1,47})/([A-Za-z0-9\-.]{1,64})(?:/_history/([A-Za-z0-9\-.]{1,64}))?"
 ).fullmatch
+_ID: Final = re.compile(r"[A-Za-z0-9\-.]{1,64}").fullmatch
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,128}"').fullmatch
 _DOTS: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)").search
 _MAX_STATUS: Final = 599
@@ -55,7 +59,7 @@ class App:
         self.base = f"{head.scheme}://{head.authority}{route.base}"
         self._prefix = upstream_path(route, f"{route.base}/").rstrip("/")
         self._hosts = {route.upstream_authority.lower(), head.authority.lower()}
-        self._headers = head.headers.without(_OURS)
+        self._headers = head.headers.without(_OURS | _odd(head.headers))
         self._handling = _handling(head.headers.get("prefer"))
 
     # --- Asking -----------------------------------------------------------------------------------
@@ -200,12 +204,27 @@ def found(resource: Json, headers: Headers) -> Found:
     )
 
 
+def is_id(value: Any) -> bool:
+    """Whether it has the form of an id or a version (FHIR R4 section 2.24.0.1)."""
+    return isinstance(value, str) and _ID(value) is not None
+
+
 def place(location: Any) -> tuple[str, str, str | None] | None:
     """Type, id and version that a Location names."""
     if not isinstance(location, str):
         return None
     match = _PLACE(location.partition("?")[0])
     return (match[1], match[2], match[3]) if match else None
+
+
+def _odd(headers: Headers) -> frozenset[str]:
+    """Names of headers that mean what only some apps know."""
+    return frozenset(
+        name
+        for name, _ in headers
+        # The core has written these anew.
+        if name.startswith("x-") and name not in _HARMLESS and not name.startswith("x-forwarded-")
+    )
 
 
 def _handling(prefer: str | None) -> str | None:

@@ -26,6 +26,7 @@ from gateway.errors import BadRequestError, UnsupportedError, UpstreamError
 from gateway.fhir import app as upstream
 from gateway.fhir import patch
 from gateway.fhir.app import App, Found
+from gateway.fhir.definitions import is_resource_type
 from gateway.fhir.records import Record, Records, keys_at_hand
 from gateway.fhir.release import restore_hidden
 from gateway.fhir.request import Interaction
@@ -36,6 +37,13 @@ from policies.model import Action, Allowed, Denied
 _NOTICE: Final = "NORDSCLCD"
 _PART: Final = "SUBSETTED"
 _REFUSALS: Final = frozenset({400, 404, 405, 409, 412, 422, 501})
+#: What an app does, not what it keeps: a subscription sends records out, a search parameter looks
+#: into what is hidden.
+_OF_THE_APP: Final = frozenset(
+    {"CapabilityStatement", "CompartmentDefinition", "GraphDefinition", "ImplementationGuide",
+     "MessageDefinition", "OperationDefinition", "SearchParameter", "StructureDefinition",
+     "StructureMap", "Subscription", "TerminologyCapabilities"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,11 @@ class Changes:
         self, asked: Interaction, *, if_match: str | None, always_chosen: bool = False
     ) -> Steps[Change]:
         """Decide a change. Raises `RefusedError` or a `BadRequestError`; nothing is sent."""
+        if asked.type in _OF_THE_APP or not is_resource_type(asked.type):
+            raise UnsupportedError(
+                "Records of FHIR R4 are changed here, not what the application itself does: let "
+                "its operator do that behind the gateway."
+            )
         match asked.name:
             case "create":
                 return (yield from self._create(asked, always_chosen=always_chosen))
@@ -147,6 +160,8 @@ class Changes:
                 questions=(*first, *questions),
                 method="PUT",
                 path=f"/{asked.type}/{asked.id}",
+                # One that comes into being meanwhile was not decided about.
+                if_none_match="*",
             )
         prior, allowed = yield from self._prior("update", now)
         return (yield from self._replaced("update", prior, allowed, now, content, if_match))
@@ -300,9 +315,14 @@ class Changes:
         found: Found | None = None
         if fetched.body:
             content = upstream.parse(fetched)
-            if content["resourceType"] == change.record.type and one in {None, content.get("id")}:
+            given = content.get("id")
+            if (
+                content["resourceType"] == change.record.type
+                and upstream.is_id(given)
+                and one in {None, given}
+            ):
                 found = upstream.found(content, fetched.head.headers)
-                one = content.get("id")
+                one = given
         location = f"{self._app.base}/{change.record.type}/{one}" if created and one else None
         if found is None:
             return Changed(status=status, location=location)
@@ -320,7 +340,7 @@ class Changes:
             return Changed(status=status, location=location)
         content = self._records.released("read", record, decision)
         version = (found.resource.get("meta") or {}).get("versionId")
-        if location is not None and isinstance(version, str):
+        if location is not None and upstream.is_id(version):
             location = f"{location}/_history/{version}"
         return Changed(
             status=status,

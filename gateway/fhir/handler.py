@@ -112,7 +112,6 @@ class _Exchange:
             "read": self._read,
             "vread": self._vread,
             "search": self._search,
-            "lastn": self._search,
             "history": self._history,
             "everything": self._everything,
             "page": self._page,
@@ -177,10 +176,6 @@ class _Exchange:
     def _search(self, asked: Interaction) -> Steps[Changed]:
         how = controls(asked)
         action: Action = "count" if how.summary == "count" else "search"
-        if asked.name == "lastn":
-            if not asked.patients:
-                raise UnsupportedError("Say for which patient: Observation/$lastn?patient=…")
-            yield from self._records.gate("execute", asked.type, named=asked.patients)
         allowed = yield from self._records.gate(action, asked.type, named=asked.patients)
         obligations = [one for each in allowed for one in each.obligations]
         query = read_query(asked, self._records, obligations)
@@ -317,7 +312,8 @@ class _Exchange:
                 url = f"{self._app.base}{own.path}" + (f"?{own.query}" if own.query else "")
                 links.append({"relation": "self", "url": url})
         if found.next is not None:
-            given = plan.given + len(found.matches)
+            # What was included counts, too: it is given as well.
+            given = plan.given + len(entries)
             token = self._pager.seal(
                 packed(found.next, replace(plan, given=given, rows=found.rows), how),
                 principal=self._enforcement.identified.principal.id,

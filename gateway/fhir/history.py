@@ -91,10 +91,18 @@ class Histories(Searches):
             return
         query = encoded((("_id", ",".join(sorted(ids))), ("_count", str(len(ids)))))
         here: Place | None = Place(path=f"/{kind}", query=query)
-        while here is not None:
+        missing, pages = set(ids), 0
+        # An app has no reason for more pages than records.
+        while here is not None and missing and pages < len(ids):
             _, records, here = yield from Searches(self._app, self._records).page(here)
+            pages += 1
             for record in records:
-                self._current[record.type, record.id] = record
+                if record.type == kind and record.id in missing:
+                    missing.discard(record.id)
+                    self._current[kind, record.id] = record
+        # What a search does not find need not be gone.
+        for one in sorted(missing):
+            yield from self._learn(kind, [one])
 
     def _decision(self, record: Record, plan: Pass) -> Decision:
         current = self._current.get((record.type, record.id))

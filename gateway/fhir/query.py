@@ -41,6 +41,9 @@ _NEUTRAL: Final = frozenset({"_id", "_lastUpdated", "_profile", "_source", "_tag
 _INCLUDES: Final = frozenset({"_include", "_revinclude"})
 _SUMMARIES: Final = frozenset({"true", "false", "text", "data", "count"})
 _TOTALS: Final = frozenset({"none", "estimate", "accurate"})
+#: What a parameter that tests something may be called. Some apps take `_ELEMENTS` or ` _elements`
+#: for `_elements`, and give meanings of their own to what begins so.
+_TESTING: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}").fullmatch
 _NUMBER: Final = re.compile(r"[0-9]{1,6}").fullmatch
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}").fullmatch
 _OWN_SYSTEM: Final = "havengate.internal"
@@ -114,8 +117,6 @@ def read_query(
     Raises `UnsupportedError` for what would tell what may not be seen.
     """
     kind, place = interaction.type, f"/{interaction.type}"
-    if interaction.name == "lastn":
-        place += "/$lastn"
     names = set[str]()
     if interaction.compartment is not None:
         place = f"/Patient/{interaction.compartment}{place}"
@@ -174,7 +175,9 @@ class _Reader:
             )
 
     def _sort(self, value: str) -> None:
-        names = {one.strip().removeprefix("-") for one in value.split(",")}
+        names = {one.removeprefix("-") for one in value.split(",")}
+        if not all(_testing(one) and one != "_tag" for one in names):
+            raise UnsupportedError("_sort names search parameters: _sort=-date,code")
         if names & self._sealed:
             raise UnsupportedError("What is sealed cannot be sorted; sort by something else.")
         self.check_names(names)
@@ -182,6 +185,8 @@ class _Reader:
         self.plain.append(("_sort", value))
 
     def _condition(self, name: str, base: str, modifier: str, value: str) -> None:
+        if not _testing(base):
+            raise UnsupportedError("A parameter is not one that FHIR R4 has; use others.")
         if base == "_tag" and (modifier or _OWN_SYSTEM in value.lower()):
             raise UnsupportedError(
                 "Tags are searched by exact value, and not those of the gateway."
@@ -215,6 +220,10 @@ def tests_hidden(kind: str, parameter: str, hidden: frozenset[str]) -> bool:
     if not hidden or parameter in _NEUTRAL:
         return False
     return parameter in hidden_parameters(kind, hidden) or elements_tested(kind, parameter) is None
+
+
+def _testing(name: str) -> bool:
+    return name in _NEUTRAL or _TESTING(name) is not None
 
 
 def encoded(parameters: Iterable[tuple[str, str]]) -> str:

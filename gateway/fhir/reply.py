@@ -5,6 +5,7 @@ Nothing is decided here; what comes in has been released.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
@@ -23,6 +24,8 @@ from gateway.fhir.resources import Json
 from gateway.fhir.transaction import outcome
 
 _JSON: Final = "application/fhir+json; charset=utf-8"
+#: As it stands in ciphertext, index tokens and pseudonyms, and in our names.
+_SEALED: Final = re.compile(r"\bhg[a-z]?[0-9]\.|havengate\.internal", re.IGNORECASE)
 _CHANGES: Final = frozenset({"create", "update", "patch", "delete"})
 _SUBSETTED: Final = {
     "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
@@ -70,6 +73,10 @@ def passing(path: str, parameters: Parameters, known: frozenset[str], how: Contr
     """A request with the parameters that are known to look at nothing that may be hidden."""
     if any(name not in known and not name.startswith("_") for name, _ in parameters):
         raise UnsupportedError(f"Offered here are {', '.join(sorted(known))}.")
+    orders = {value for name, value in parameters if name == "_sort"}
+    if not orders <= {"_lastUpdated", "-_lastUpdated", "none"}:
+        # By anything else it could tell what is hidden.
+        raise UnsupportedError("Versions are sorted by _lastUpdated alone.")
     passed = [(n, v) for n, v in parameters if n in known and n != "_count"]
     return Place(path=path, query=encoded([*passed, ("_count", str(how.count + 1))]))
 
@@ -86,9 +93,15 @@ def said(text: str) -> Json:
 
 
 def told_issue(issue: Json) -> Json:
-    """What a validator says, without the narrative that may show more."""
+    """What a validator says, without the narrative that may show more.
+
+    It sees ciphertext and index tokens; an issue that quotes them keeps only what kind it is.
+    """
     names = ("severity", "code", "details", "diagnostics", "location", "expression")
-    return {name: issue[name] for name in names if name in issue}
+    told = {name: issue[name] for name in names if name in issue}
+    if _SEALED.search(orjson.dumps(told).decode()):
+        return {name: told[name] for name in ("severity", "code") if name in told}
+    return told
 
 
 def _unchanged(headers: Headers, done: Changed) -> bool:

@@ -27,7 +27,7 @@ from policies.model import Action
 
 Name = Literal[
     "read", "vread", "update", "patch", "delete", "create", "search", "page", "history",
-    "capabilities", "bundle", "everything", "validate", "lastn", "export",
+    "capabilities", "bundle", "everything", "validate", "export",
 ]  # fmt: skip
 
 type Parameters = tuple[tuple[str, str], ...]
@@ -54,7 +54,6 @@ _OPERATIONS: Final[Mapping[str, tuple[Name, Action]]] = MappingProxyType(
         "$everything": ("everything", "export"),
         "$export": ("export", "export"),
         "$validate": ("validate", "execute"),
-        "$lastn": ("lastn", "execute"),
     }
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]").search
@@ -115,10 +114,10 @@ def parse_interaction(head: RequestHead, body: bytes) -> Interaction:
         raise BadRequestError(
             "The body must be application/fhir+json.", status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         )
-    if not body and found.name in {"everything", "lastn", "export"}:
+    if not body and found.name in {"everything", "export"}:
         return found
     content = parse_json(body, dict)
-    if found.name in {"everything", "lastn", "export"}:
+    if found.name in {"everything", "export"}:
         return _with_parameters(found, content)
     return replace(found, content=content)
 
@@ -283,6 +282,7 @@ def _operation(
     method: str, word: str, kind: str, one: str | None, parameters: Parameters
 ) -> Interaction:
     if word not in _OPERATIONS or method not in {"GET", "POST"}:
+        # `$lastn` too: a closed record would take the place of the one before it.
         raise UnsupportedError(
             "This operation is not offered: what it does and answers cannot be decided record "
             "by record."
@@ -291,13 +291,10 @@ def _operation(
     fitting = {
         "everything": kind == "Patient" and one is not None,
         "validate": one is None and method == "POST",
-        "lastn": kind == "Observation" and one is None,
         "export": True,
     }
     if not fitting[name]:
-        raise UnsupportedError(
-            "Offered are Patient/[id]/$everything, [Type]/$validate (POST) and Observation/$lastn."
-        )
+        raise UnsupportedError("Offered are Patient/[id]/$everything and [Type]/$validate (POST).")
     return Interaction(
         name=name,
         action=action,

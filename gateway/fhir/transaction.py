@@ -171,6 +171,10 @@ class Transactions:
     def _told(self, change: Change, entry: Json) -> Steps[Changed]:
         """What may be said of one change of a transaction."""
         response = entry.get("response") or {}
+        if not str(response.get("status", "")).startswith("2"):
+            raise UpstreamContentError(
+                "The application does not say of each part of the transaction that it is done."
+            )
         if change.kind == "delete":
             return Changed(status=HTTPStatus.NO_CONTENT)
         created = change.kind == "create" or str(response.get("status", "")).startswith("201")

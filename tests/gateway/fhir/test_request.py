@@ -40,7 +40,6 @@ def understood(method: str, target: str, body: bytes = b"") -> Interaction:
         ("GET", "/Patient/1/Observation", "search", "search"),
         ("GET", "/metadata", "capabilities", "read"),
         ("GET", "/Patient/1/$everything", "everything", "export"),
-        ("GET", "/Observation/$lastn?patient=1", "lastn", "execute"),
         ("GET", "/Patient/$export", "export", "export"),
         ("DELETE", "/Observation/1", "delete", "delete"),
         ("GET", "/?_hgpage=x", "page", "search"),
@@ -166,7 +165,6 @@ def test_a_parameter_in_the_query_and_in_the_form_stands_twice() -> None:
         ("/Observation?patient:identifier=7", set()),
         ("/Patient/7/Observation", {"7"}),
         ("/Patient/7/Observation?subject=Patient/8", {"7", "8"}),
-        ("/Observation/$lastn?patient=7", {"7"}),
     ],
 )
 def test_finds_the_patients_that_a_request_names(target: str, named: set[str]) -> None:
