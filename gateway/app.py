@@ -80,8 +80,9 @@ class Gateway:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ids = foundations.ids
-        self._policies = PolicyStore(foundations.policies)
+        # Looked at before they are read: a change in between is then noticed.
         self._watched = _Folders(foundations.policies)
+        self._policies = PolicyStore(foundations.policies)
         self._routes = compile_routes(settings.routes)
         self._upstreams = Upstreams(self._routes)
         self._facts = FactsSource(self._routes, self._upstreams.fetch)
@@ -148,7 +149,14 @@ class Gateway:
         began = time.perf_counter()
         with metrics.IN_FLIGHT.track_inprogress():
             steps = exchange(head, self._site, request=self._ids())
-            summary = await drive(steps, self._services, client)
+            try:
+                summary = await drive(steps, self._services, client)
+            except asyncio.CancelledError:
+                metrics.FAILURES.labels("gateway.stopping").inc()
+                raise
+            except Exception:
+                metrics.FAILURES.labels("gateway.bug").inc()
+                raise
         metrics.exchanged(
             service=summary.service,
             action=summary.action,
@@ -157,6 +165,8 @@ class Gateway:
             failure=summary.failure,
             duration_s=time.perf_counter() - began,
         )
+        if summary.unlogged:
+            metrics.UNLOGGED.inc()
         if head.method != "GET" and not SOURCES.isdisjoint(summary.types):
             self._forget_facts(summary.service)
         if summary.mistake is not None:
@@ -175,8 +185,9 @@ class Gateway:
         while True:
             await asyncio.sleep(RELOAD_EVERY_S)
             try:
-                if await asyncio.to_thread(self._watched.changed):
+                if await asyncio.to_thread(self._watched.settled):
                     await asyncio.to_thread(self._reload)
+                    self._watched.taken()
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 _log.error("gateway.housekeeping_failed", error=type(error).__name__)
 
@@ -184,8 +195,10 @@ class Gateway:
         try:
             self._policies.reload()
         except PoliciesError as error:
+            metrics.RULES_REFUSED.set(1)
             _log.error("policies.refused", **error.diagnostics())
             return
+        metrics.RULES_REFUSED.set(0)
         in_force = self._policies.current
         _log.info("policies.in_force", hash=in_force.hash, rules=len(in_force.engine.bundle.rules))
 
@@ -207,18 +220,26 @@ def make_handlers(settings: tuple[RouteSettings, ...], pager: Pager) -> Mapping[
 
 
 class _Folders:
-    """Notices that files of rules or tables were added, removed or changed."""
+    """Notices that files of rules or tables were added, removed or changed.
+
+    A folder that is being written to has rules that nobody meant, such as all but the one that
+    forbids. So a change counts once it has stood still from one look to the next.
+    """
 
     def __init__(self, settings: PoliciesSettings) -> None:
         self._folders = [
             Path(one) for one in (settings.directory, settings.tables_directory) if one
         ]
-        self._seen = self._look()
+        self._taken = self._seen = self._look()
 
-    def changed(self) -> bool:
-        """True once for each change."""
+    def settled(self) -> bool:
+        """True while there is a change that stood still and was not `taken`."""
         before, self._seen = self._seen, self._look()
-        return before != self._seen
+        return before == self._seen != self._taken
+
+    def taken(self) -> None:
+        """What was seen last has been read, or refused."""
+        self._taken = self._seen
 
     def _look(self) -> tuple[Any, ...]:
         found = []

@@ -35,6 +35,15 @@ UPSTREAM_FAILURES = Counter(
     "havengate_upstream_failures", "Requests that an app did not answer.", ("service", "code")
 )
 FAILURES = Counter("havengate_failures", "Exchanges that ended in a failure.", ("code",))
+UNLOGGED = Counter(
+    "havengate_unlogged_refusals",
+    "Refusals of somebody unknown beyond what is written into the log one by one.",
+)
+RULES_REFUSED = Gauge(
+    "havengate_rules_refused",
+    "1 while changed rules or tables are refused and those before stay in force.",
+    multiprocess_mode="livemax",
+)
 BYTES = Counter("havengate_bytes", "Content received from and sent to clients.", ("direction",))
 
 

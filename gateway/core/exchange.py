@@ -50,6 +50,7 @@ from gateway.core.enforcement import (
 from gateway.core.entries import Trail
 from gateway.core.handler import Handler, Streamed
 from gateway.core.headers import (
+    asked_each_time,
     check_request,
     clean_request,
     clean_response,
@@ -57,6 +58,7 @@ from gateway.core.headers import (
     never_stored,
 )
 from gateway.core.messages import Headers, RequestHead, ResponseHead
+from gateway.core.strangers import Strangers
 from gateway.errors import (
     BadRequestError,
     GatewayError,
@@ -67,6 +69,7 @@ from gateway.errors import (
 from gateway.identity.model import Identified, NotIdentified
 from gateway.routes import OWN_PREFIX, Route, client_location, match
 from gateway.settings import LimitSettings
+from keys.errors import KeysError
 from policies.model import Action, Denied, Principal
 from policies.store import InForce
 
@@ -83,7 +86,7 @@ _COOKIE = "__host-havengate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What stays the same from one exchange to the next.
+    """What stays the same from one exchange to the next, and `strangers`, which counts.
 
     `strip` takes the gateway's own credentials out of a request before the app gets it. `clock` is
     Unix time in seconds.
@@ -97,6 +100,7 @@ class Site:
     limits: LimitSettings
     strip: Callable[[Headers], Headers]
     clock: Callable[[], float]
+    strangers: Strangers = field(default_factory=Strangers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,8 @@ class Summary:
     failure: str | None = None
     #: The class of an exception that nobody foresaw.
     mistake: str | None = None
+    #: Refused as somebody unknown, and not written into the log (`gateway.core.strangers`).
+    unlogged: bool = False
 
 
 def exchange(head: RequestHead, site: Site, *, request: str) -> Steps[Summary]:
@@ -135,6 +141,7 @@ class _Exchange:
     status: int = 0
     failure: str | None = None
     mistake: str | None = None
+    unlogged: bool = False
 
     def __post_init__(self) -> None:
         self.started = self.site.clock()
@@ -146,6 +153,11 @@ class _Exchange:
             yield from self._refuse(refused.denied, hide=refused.hide)
         except GatewayError as error:
             yield from self._fail(error.code, _refusal(error))
+        except KeysError as error:
+            # Pseudonyms and tokens are made while an answer is written, without a command.
+            unable = UnavailableError("Keys cannot be had.", "gateway.keys")
+            unable.__cause__ = error
+            yield from self._fail(unable.code, _refusal(unable))
         except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing is released
             detail = "The gateway made a mistake and released nothing. Tell the operator."
             self.mistake = type(error).__name__
@@ -253,19 +265,20 @@ class _Exchange:
             raise upstream_failure(opened)
         # Whoever fails from here on closes it.
         self.streaming = True
-        yield from self._stream_opened(enforcement, private=bool(patients), has_body=has_body)
+        keep: _Keeping = "never" if patients else "anybody" if plan.public else "asking"
+        yield from self._stream_opened(enforcement, keep=keep, has_body=has_body)
         self.streaming = False
         yield CloseUpstream()
 
     def _stream_opened(
-        self, enforcement: Enforcement, *, private: bool, has_body: bool
+        self, enforcement: Enforcement, *, keep: _Keeping, has_body: bool
     ) -> Steps[None]:
         if has_body and not (yield from self._upload(enforcement.trail)):
             return
         answer = yield ReceiveHead()
         if not isinstance(answer, ResponseHead):
             raise upstream_failure(answer)
-        head = self._passed(answer, enforcement.route, private=private)
+        head = self._passed(answer, enforcement.route, keep=keep)
         length = answer.headers.get("content-length")
         yield from self._record_end(
             "success" if answer.status < HTTPStatus.BAD_REQUEST else "failed",
@@ -382,6 +395,13 @@ class _Exchange:
 
     def _unknown(self, who: NotIdentified) -> Steps[None]:
         refusal = answers.sign_in(who.challenge, given=who.credentials_given)
+        before = self.site.strangers.admit(self.head.client, self.started)
+        if before is None:
+            self.unlogged = True
+            yield from self._send(self._written(refusal))
+            return
+        if before and self.trail is not None:
+            self.trail.count("unlogged", before)
         yield from self._denied(refusal, who.reason)
 
     def _denied(self, refusal: Refusal, reason: str) -> Steps[None]:
@@ -439,16 +459,21 @@ class _Exchange:
         framed = self.head.headers.get("transfer-encoding") is not None
         return framed or self.head.http_version not in {"1", "1.0", "1.1"}
 
-    def _passed(self, head: ResponseHead, route: Route, *, private: bool) -> ResponseHead:
-        """The app's own answer, as far as it may leave."""
+    def _passed(self, head: ResponseHead, route: Route, *, keep: _Keeping) -> ResponseHead:
+        """The app's own answer, as far as it may leave.
+
+        The app knows of no sign-in, so what it says about caches holds for `anybody` only.
+        """
         cleaned = clean_response(head)
         fields = [
             (name, client_location(route, value) if name == "location" else value)
             for name, value in cleaned.headers
-            if not (name == "set-cookie" and value.lstrip().lower().startswith(_COOKIE))
+            if not (name == "set-cookie" and _is_our_cookie(value))
         ]
         passed = replace(cleaned, headers=Headers(tuple(fields)))
-        return never_stored(passed) if private else passed
+        if keep == "never":
+            return never_stored(passed)
+        return passed if keep == "anybody" else asked_each_time(passed)
 
     def _trail(self, route: Route, identified: Identified | None) -> Trail:
         return Trail(
@@ -471,7 +496,17 @@ class _Exchange:
             types=trail.types if trail else frozenset(),
             failure=self.failure,
             mistake=self.mistake,
+            unlogged=self.unlogged,
         )
+
+
+#: Who may keep what was passed: no cache, one that asks again before it shows it, or any.
+type _Keeping = Literal["never", "asking", "anybody"]
+
+
+def _is_our_cookie(value: str) -> bool:
+    """Also one without a name whose value looks like ours: browsers send both alike."""
+    return value.lstrip(" \t=").lower().startswith(_COOKIE)
 
 
 _ANYBODY = Identified(

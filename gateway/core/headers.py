@@ -257,6 +257,19 @@ def never_stored(head: ResponseHead) -> ResponseHead:
     return replace(head, headers=headers)
 
 
+def asked_each_time(head: ResponseHead) -> ResponseHead:
+    """The same answer, for one person's cache only, which asks again each time before it shows it.
+
+    Whoever sits at the same machine next may not be the same person (RFC 9111 sections 5.2.2.4 and
+    5.2.2.7). What the app itself wants stored nowhere stays so.
+    """
+    told = ",".join(head.headers.all("cache-control")).lower()
+    if "no-store" in told:
+        return never_stored(head)
+    headers = head.headers.without({"expires", "pragma"})
+    return replace(head, headers=headers.with_("cache-control", "private, no-cache"))
+
+
 def forwarded_for(head: RequestHead) -> tuple[tuple[str, str], ...]:
     """Fields that tell the app who asked for what: RFC 7239 and the older ones that apps read.
 

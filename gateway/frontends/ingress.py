@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import orjson
 import structlog
 
+from gateway import metrics
 from gateway.core.commands import Failed, Signal
 from gateway.core.headers import OWN_HEADERS
 from gateway.core.messages import Headers, RequestHead, ResponseHead
@@ -35,6 +36,8 @@ _SERVER: Final = ("server", "Havengate")
 #: The server sets these by itself.
 _NOT_SENT: Final = frozenset({"content-length", "transfer-encoding", "connection", "server"})
 _LONGEST_SWEEP_S: Final = 5.0
+_RECEIVED: Final = metrics.BYTES.labels("received").inc
+_SENT: Final = metrics.BYTES.labels("sent").inc
 #: A body that comes more slowly than this keeps a place from others, and is given up.
 _LEAST_BYTES_PER_S: Final = 4_096
 
@@ -103,6 +106,8 @@ class Ingress:
             self._running -= 1
             self._sweeper.end(scope.client, time.monotonic())
             client.finish()
+            _RECEIVED(client.bytes_in)
+            _SENT(client.bytes_out)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         ended = self._sweeper.sweep(self._port, time.monotonic())
@@ -154,6 +159,8 @@ class Client:
         "_started",
         "_transport",
         "_watch",
+        "bytes_in",
+        "bytes_out",
         "left",
     )  # fmt: skip
 
@@ -174,6 +181,9 @@ class Client:
         self._left: int | None = None
         self._watch: asyncio.Task[None] | None = None
         self.left = False
+        #: Of content, as far as it was received and handed to the server.
+        self.bytes_in = 0
+        self.bytes_out = 0
 
     # --- The request's body ---------------------------------------------------------------------
 
@@ -181,7 +191,10 @@ class Client:
         """The next piece; `Signal.END` only if the body came whole."""
         if self._body is None:
             self._body = _Body(self._scope, self._protocol, self._limits.body_timeout_s)
-        return await self._body.next()
+        piece = await self._body.next()
+        if isinstance(piece, bytes):
+            self.bytes_in += len(piece)
+        return piece
 
     async def receive_all(self, limit: int) -> bytes | Signal | Failed:
         """The whole body. What announces itself as larger than `limit` is not read at all."""
@@ -249,6 +262,7 @@ class Client:
             await self._transport.send_bytes(data)
         except RuntimeError:
             return Signal.GONE
+        self.bytes_out += len(data)
         return Signal.DONE
 
     async def end(self, broken: bool) -> None:  # noqa: FBT001 - the command's field
@@ -308,6 +322,7 @@ class Client:
         else:
             fields.append(("content-length", str(len(body))))
             self._protocol.response_bytes(status, fields, body)
+            self.bytes_out += len(body)
         self._started = True
 
     def _cut(self) -> None:

@@ -21,6 +21,7 @@ from pyreqwest.http import Url
 from pyreqwest.request import RequestBuilder, StreamRequest
 from pyreqwest.response import Response
 
+from gateway import metrics
 from gateway.core.commands import Failed, Fetched, Signal
 from gateway.core.messages import Headers, RequestHead, ResponseHead
 from gateway.errors import GatewayConfigurationError, UpstreamContentError
@@ -375,6 +376,7 @@ def _timed_out(route: Route) -> Failed:
 
 def _failure(route: Route, code: str, text: str, *, timed_out: bool = False) -> Failed:
     message = f"The app of route {route.name!r} at {route.upstream_authority} {text}"
+    metrics.UPSTREAM_FAILURES.labels(route.name, f"gateway.{code}").inc()
     _log.warning("gateway.upstream_failed", service=route.name, code=code, message=message)
     return Failed(code=f"gateway.{code}", who="upstream", message=message, timed_out=timed_out)
 

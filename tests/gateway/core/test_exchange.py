@@ -535,11 +535,43 @@ def test_the_app_cannot_set_the_gateways_own_cookie() -> None:
         ("set-cookie", "app=1"),
         ("set-cookie", "__Host-havengate=stolen"),
         ("set-cookie", " __host-HAVENGATE-csrf=stolen"),
+        ("set-cookie", "=__Host-havengate=stolen"),
+        ("set-cookie", " = __Host-havengate=stolen"),
         ("content-type", "text/plain"),
     )
     world = World(answer_head=ResponseHead(status=200, headers=Headers(fields)))
     world.run(get("/a"), pages())
     assert world.heads[0].headers.all("set-cookie") == ["app=1"]
+
+
+@pytest.mark.parametrize(
+    ("questions", "public", "said", "kept"),
+    [
+        ("Page", False, "public, max-age=600", "private, no-cache"),
+        ("Page", False, "", "private, no-cache"),
+        ("Page", False, "no-store", "no-store"),
+        ("Page", True, "public, max-age=600", "public, max-age=600"),
+        ("patient", False, "public, max-age=600", "no-store"),
+        ("patient", True, "public, max-age=600", "no-store"),
+    ],
+)
+def test_what_one_person_was_shown_no_cache_shows_to_the_next(
+    questions: str,
+    public: bool,  # noqa: FBT001 - a column of the table
+    said: str,
+    kept: str,
+) -> None:
+    patient = "3" if questions == "patient" else None
+    fields = (("cache-control", said), ("expires", "Thu, 01 Jan 2037 00:00:00 GMT"))
+    world = World(
+        who=clinician(roles=frozenset({"staff"})),
+        answer=[SECRET],
+        answer_head=ResponseHead(status=200, headers=Headers(fields)),
+    )
+    handler = Pieces(Question(action="read", type="Page", patient=patient), public=public)
+    world.run(get("/a"), pages(handler))
+    assert world.heads[0].headers.get("cache-control") == kept
+    assert (world.heads[0].headers.get("expires") is None) is not (kept == said != "no-store")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from audit.recorder import Begun
+from gateway import metrics
 from gateway.core.commands import Failed, OpenUpstream, Signal
 from gateway.core.exchange import Summary, exchange
 from gateway.core.messages import RequestHead, ResponseHead
 from gateway.frontends.driver import Services, drive
 from gateway.frontends.ingress import Client, Ingress
+from gateway.frontends.upstream import Upstreams
 from gateway.routes import compile_routes
 from gateway.settings import LimitSettings
 from tests.gateway.core.test_exchange import PAGES, pages
@@ -199,3 +201,30 @@ async def test_a_connection_that_takes_no_answer_keeps_no_place() -> None:
     for _ in range(4):
         await _served(ingress, "192.0.2.7:4711")
     assert len(app.heads) == 4
+
+
+class _Sink:
+    def response_bytes(self, *_: object) -> None:
+        pass
+
+
+async def test_what_is_sent_is_counted() -> None:
+    class Answering(_App):
+        async def exchange(self, head: RequestHead, client: Client) -> None:
+            await client.respond(ResponseHead(status=200), b"12345")
+
+    counter = metrics.BYTES.labels("sent")
+    before = counter._value.get()
+    ingress = Ingress(Answering(), LimitSettings(), port=1)
+    await ingress.__rsgi__(_scope("192.0.2.7:4711"), _Sink())
+    assert counter._value.get() == before + 5
+
+
+async def test_an_app_that_does_not_answer_is_counted() -> None:
+    counter = metrics.UPSTREAM_FAILURES.labels("pages", "gateway.upstream_unreachable")
+    before = counter._value.get()
+    route = compile_routes([PAGES])[0]
+    upstreams = Upstreams([route])
+    assert isinstance(await upstreams.fetch(route, get("/a"), b"", 10), Failed)
+    await upstreams.close()
+    assert counter._value.get() == before + 1
