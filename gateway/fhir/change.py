@@ -27,6 +27,7 @@ from gateway.fhir import app as upstream
 from gateway.fhir import patch
 from gateway.fhir.app import App, Found
 from gateway.fhir.definitions import is_resource_type
+from gateway.fhir.hidden import restore_contained
 from gateway.fhir.records import Record, Records, keys_at_hand
 from gateway.fhir.release import restore_hidden
 from gateway.fhir.request import Interaction
@@ -218,8 +219,10 @@ class Changes:
         """A new version in place of `prior`: what is hidden is taken over, and both are decided."""
         reading = self._records.decide("read", prior)
         seen = reading.obligations if isinstance(reading, Allowed) else ()
-        hidden = self._records.hidden(prior.type, (*seen, *allowed.obligations))
-        merged = without_marks(content, prior.content)
+        obligations = (*seen, *allowed.obligations)
+        hidden = self._records.hidden(prior.type, obligations)
+        shown = self._records.shown(prior, obligations)
+        merged = restore_contained(without_marks(content, prior.content), shown, prior.content)
         if hidden:
             merged = restore_hidden(merged, prior.content, hidden)
         elif _is_part(merged, prior.content):

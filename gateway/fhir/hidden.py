@@ -25,7 +25,7 @@ def restore_hidden(new: Json, prior: Json, hidden: frozenset[str]) -> Json:
 
     The tag SUBSETTED goes. A narrative that `new` does not have is kept from `prior` unless it was
     generated from the elements. Raises `UnsupportedError` if members of a list with hidden elements
-    cannot be told apart. Contained resources are taken as `new` has them.
+    cannot be told apart. Contained resources are taken as `new` has them: see `restore_contained`.
     """
     resource_type = str(prior.get("resourceType"))
     own = frozenset(path for path in hidden if path.startswith(f"{resource_type}."))
@@ -36,6 +36,26 @@ def restore_hidden(new: Json, prior: Json, hidden: frozenset[str]) -> Json:
     if "text" not in restored and isinstance(text, dict) and text.get("status") != "generated":
         restored = {**restored, "text": text}
     return _whole(restored)
+
+
+def restore_contained(new: Json, shown: Json, prior: Json) -> Json:
+    """`new` with the contained resources of `prior`, if not all of these were `shown`.
+
+    They have no ids that last, so that they are taken over as a whole. Raises `UnsupportedError`
+    unless `new` has them as they were shown.
+    """
+    whole = prior.get("contained")
+    if shown.get("contained") == whole:
+        return new
+    if new.get("contained") != shown.get("contained"):
+        raise UnsupportedError(
+            "Expected the contained resources as you were shown them, because parts of them are "
+            "hidden from you; got others. Leave them, or let somebody change it who sees all."
+        )
+    text = prior.get("text")
+    if "text" in new or not isinstance(text, dict) or text.get("status") == "generated":
+        return _whole({**new, "contained": whole})
+    return _whole({**new, "contained": whole, "text": text})
 
 
 @lru_cache(maxsize=512)

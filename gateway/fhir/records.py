@@ -74,7 +74,10 @@ _ABOUT_PATIENT: Final = frozenset({"consent", "purpose", "scope", "break_glass"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One resource, opened. `known`: not of a patient type, or it can be told whose it is."""
+    """One resource, opened. `known`: not of a patient type, or it can be told whose it is.
+
+    `broken`: why it could not be opened or labelled; then `content` is as the app gave it.
+    """
 
     content: Json = field(repr=False)
     type: str
@@ -83,6 +86,7 @@ class Record:
     known: bool
     labels: Labels
     authors: frozenset[str] = field(repr=False)
+    broken: UpstreamContentError | None = field(default=None, repr=False)
 
 
 class Records:
@@ -100,7 +104,8 @@ class Records:
     def opened(self, resources: Sequence[Json]) -> Steps[list[Record]]:
         """Open and understand what the app gave, and learn the facts about all its patients.
 
-        Raises `UpstreamContentError` for what cannot be opened or labelled.
+        What cannot be opened or labelled is `broken`: `decide` raises for those who could read it,
+        so that a record closed to somebody does not stop what is open to him.
         """
         texts = [self.plan.sealed_texts(one) for one in resources] if self._protects else []
         yield from self.enforcement.load_keys(texts=chain.from_iterable(texts))
@@ -113,22 +118,33 @@ class Records:
         return records
 
     def _opened(self, resource: Json, *, sealed: bool) -> Record:
+        try:
+            return self._readable(resource, sealed=sealed)
+        except (UpstreamContentError, BadRequestError) as error:
+            patients, open_ = ownership(resource)
+            kind, one = str(resource["resourceType"]), resource.get("id")
+            return Record(
+                content=resource,
+                type=kind,
+                id=one if isinstance(one, str) else None,
+                patients=tuple(sorted(patients)),
+                known=not open_ and (bool(patients) or not is_patient_type(kind)),
+                labels=Labels(),
+                authors=authors_of(resource),
+                broken=UpstreamContentError(str(error)),
+            )
+
+    def _readable(self, resource: Json, *, sealed: bool) -> Record:
         if not self._protects:
-            return self._understood(resource)
+            return self.understood(resource)
         patients = patients_of(resource)
         if sealed and len(patients) != 1:
             # Nobody can tell under whose key it belongs: it stays closed.
-            return replace(self._understood(resource), known=False)
+            return replace(self.understood(resource), known=False)
         person = patient_reference(*patients) if len(patients) == 1 else ""
         content = self.plan.unprotect(resource, person=person, sealer=self.enforcement.sealer)
         # Elements that say whose a record is are never sealed: the patients are the same.
-        return self._understood(content, patients)
-
-    def _understood(self, content: Json, patients: frozenset[str] | None = None) -> Record:
-        try:
-            return self.understood(content, patients)
-        except BadRequestError as error:
-            raise UpstreamContentError(str(error)) from error
+        return self.understood(content, patients)
 
     def understood(self, content: Json, patients: frozenset[str] | None = None) -> Record:
         """What opened content says of itself. Raises `BadRequestError` if it cannot be labelled."""
@@ -173,10 +189,16 @@ class Records:
         )
 
     def decide(self, action: Action, record: Record) -> Decision:
-        """Decide one record. Pure: its patients are known already."""
+        """Decide one record. Pure: its patients are known already.
+
+        Raises `UpstreamContentError` for a broken one that nothing else closes.
+        """
         if not record.known:
             return _UNKNOWN_PATIENT
-        return self.together(self.questions(action, record))
+        decision = self.together(self.questions(action, record))
+        if record.broken is not None and isinstance(decision, Allowed):
+            raise record.broken
+        return decision
 
     def together(self, questions: Iterable[Question]) -> Decision:
         """Yes if every question is answered with yes; obligations add up."""

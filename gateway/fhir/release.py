@@ -180,7 +180,16 @@ def _veiled(
         return resource, False
     hide = Hide(pseudonym=pseudonym)
     new = hide.veil(resource, _tree(resource_type, own))
+    if new is resource and _says_more(resource.get("text")):
+        new = _without(resource, "text")
     return new, new is not resource
+
+
+def _says_more(text: Any) -> bool:
+    """Whether a narrative may say what stands in no element (FHIR R4 NarrativeStatus)."""
+    return text is not None and not (
+        isinstance(text, dict) and text.get("status") in {"generated", "empty"}
+    )
 
 
 def _listed(contained: Any) -> list[Any]:
