@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import stat
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 
 from audit.errors import AuditError
 from gateway.checks import Finding
-from gateway.errors import GatewayError
+from gateway.errors import GatewayConfigurationError, GatewayError
 from gateway.frontends.admin import Check
 from gateway.routes import OWN_PREFIX
 from gateway.settings import GatewaySettings, RouteSettings
@@ -33,7 +35,16 @@ def readiness(settings: Configuration, program: Program) -> list[Check]:
         Check(name="keys", run=lambda: _keys(program)),
         Check(name="log", run=lambda: _log(program)),
         Check(name="workers", run=lambda: _workers(settings.gateway)),
-        Check(name="apps", run=lambda: _apps(settings.gateway.routes)),
+        # One app that is down must not take the gateway away from in front of the others.
+        *(
+            Check(
+                name=f"app {route.name}",
+                run=partial(upstream_problem, route),
+                timeout_s=_CONNECT_S + 1,
+                essential=False,
+            )
+            for route in settings.gateway.routes
+        ),
     ]
 
 
@@ -71,18 +82,11 @@ def _workers(settings: GatewaySettings) -> str | None:
     return None if status == HTTPStatus.OK else f"a worker answers {status}"
 
 
-def _apps(routes: tuple[RouteSettings, ...]) -> str | None:
-    for route in routes:
-        wrong = upstream_problem(route)
-        if wrong is not None:
-            return wrong
-    return None
-
-
 def findings(load: Callable[[], Configuration], environ: Mapping[str, str]) -> Iterator[Finding]:
     """Look at everything that `havengate up` needs. Goes on after a finding that is not good."""
     settings = load()
     yield Finding(what="configuration", good=True, says=f"{len(settings.gateway.routes)} app(s)")
+    yield _looked("files", lambda: _check_files(settings))
     yield _looked("routes", lambda: _check_gateway(settings))
     yield _looked("rules", lambda: _check_rules(settings))
     yield _looked("keys", lambda: _check_keys(settings, environ))
@@ -109,6 +113,33 @@ def _check_gateway(settings: Configuration) -> str:
 
     check_settings(settings.gateway)
     return ", ".join(f"{one.host or '*'}{one.path}" for one in settings.gateway.routes)
+
+
+def _check_files(settings: Configuration) -> str:
+    check_files(settings)
+    return "rules are not open for everybody to write"
+
+
+def check_files(settings: Configuration, *files: Path) -> None:
+    """Raise `GatewayConfigurationError` if all may write to `files` or the clinic's own rules.
+
+    Whoever can write a rule lets himself in: it is in force seconds later.
+    """
+    policies = settings.policies
+    for folder in (policies.directory, policies.tables_directory):
+        if folder:
+            files += (Path(folder), *sorted(Path(folder).glob("*")))
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            # Whoever reads it says what is wrong with it.
+            continue
+        if status.st_mode & stat.S_IWOTH:
+            raise GatewayConfigurationError(
+                f"{file} decides who may see what, and everybody on this machine may write to it "
+                f"(mode {status.st_mode & 0o777:o}). chmod o-w {file}."
+            )
 
 
 def _check_rules(settings: Configuration) -> str:
@@ -153,9 +184,12 @@ def upstream_problem(route: RouteSettings) -> str | None:  # noqa: PLR0911 - one
     port = parts.port or (443 if parts.scheme == "https" else 80)
     where = f"{route.name}: {host}:{port}"
     try:
+        context = ssl.create_default_context(cafile=route.ca_file or None)
+    except (OSError, ssl.SSLError):
+        return f"{route.name}: {route.ca_file} is no PEM file that can be read. Correct ca_file."
+    try:
         with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
             if parts.scheme == "https":
-                context = ssl.create_default_context(cafile=route.ca_file or None)
                 with context.wrap_socket(connection, server_hostname=host):
                     pass
     except ssl.SSLCertVerificationError as error:

@@ -39,7 +39,7 @@ from gateway.frontends.serve import check_certificate, serve
 from gateway.identity.directory import Directory
 from gateway.routes import compile_routes
 from gateway.settings import GatewaySettings
-from havengate.checking import readiness
+from havengate.checking import check_files, readiness
 from havengate.configuration import FILE_VARIABLE, Configuration, load
 from havengate.operational_log import configure
 from havengate.wiring import NothingRecorded, OpenKeys, new_request_id, open_keys, open_program
@@ -56,6 +56,11 @@ _log = structlog.get_logger("gateway")
 
 #: An exchange makes some thousand objects, nearly all of which are gone without a collection.
 _COLLECT = (50_000, 20, 20)
+
+_AS_ROOT = (
+    "The gateway needs no rights of root's: whoever finds a mistake in it would have them all. Run "
+    "it as a user of its own, to whom its directory belongs."
+)
 
 WORKER = "havengate.gateway_process:load_worker"
 
@@ -226,9 +231,14 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
     """
     gateway = settings.gateway
     check_settings(gateway)
+    check_files(settings, file)
     check_port(gateway.host, gateway.port, "gateway.port")
     check_port("127.0.0.1", gateway.admin_port, "gateway.admin_port")
     rules = len(load_in_force(settings.policies).engine.bundle.rules)
+    # Nothing that is made from here on is for others to read, whatever makes it.
+    os.umask(0o077)
+    if os.geteuid() == 0:
+        _log.warning("gateway.runs_as_root", message=_AS_ROOT)
     os.environ[FILE_VARIABLE] = str(file.resolve())
     with ExitStack() as stack:
         program = stack.enter_context(open_program(settings, os.environ))

@@ -17,6 +17,8 @@ from typing import Final, Self
 import orjson
 import structlog
 
+from gateway.errors import GatewayConfigurationError
+
 _log = structlog.get_logger("gateway")
 
 _HOSTS: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -30,18 +32,21 @@ class Check:
 
     `run` returns None if it does, or one line on what is wrong and what to do. It may block; after
     `timeout_s` it counts as failed. Whatever it raises counts as failed and is named by class only.
+    What is not `essential` is told, but a gateway without it is ready for everything else.
     """
 
     name: str
     run: Callable[[], str | None]
     timeout_s: float = 2.0
+    essential: bool = True
 
 
 class Admin:
     """The server. A context manager: it listens inside and is closed afterwards.
 
-    `/healthz` says that the process lives, `/readyz` which checks fail (503), `/metrics` what
-    `metrics` returns. `port` 0 takes a free one.
+    `/healthz` says that the process lives, `/readyz` which checks fail (503 if an essential one
+    does), `/metrics` what `metrics` returns. `port` 0 takes a free one; construction raises
+    `GatewayConfigurationError` for one that is taken.
     """
 
     def __init__(
@@ -54,7 +59,13 @@ class Admin:
         )
         self._running: dict[str, Future[str | None]] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        except OSError as error:
+            raise GatewayConfigurationError(
+                f"Nothing can listen on 127.0.0.1:{port}: {error.strerror}. Stop what does, or "
+                "give gateway.admin_port another number."
+            ) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
 
@@ -92,7 +103,8 @@ class Admin:
                 return HTTPStatus.OK, "text/plain; charset=utf-8", b"ok\n"
             case "/readyz":
                 failed = self.ready()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+                unready = any(one.essential and one.name in failed for one in self._checks)
+                status = HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.OK
                 names = [check.name for check in self._checks]
                 content = {name: failed.get(name, "ok") for name in names}
                 return status, "application/json", orjson.dumps(content) + b"\n"

@@ -16,10 +16,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit import server as server_module
 from audit import transport
 from audit.checkpoint import verifier_keys
 from audit.entry import encode_entry
@@ -53,6 +55,28 @@ from tests.audit.records import make_entry
 async def server(log: Log, tmp_path: Path) -> AsyncIterator[LogServer]:
     async with LogServer(log.open(), tmp_path / "run" / "audit.sock", check=len) as made:
         yield made
+
+
+@pytest.fixture
+def log_on_uvloop(log: Log, tmp_path: Path) -> Iterator[Path]:
+    """A server on an event loop of the kind that workers have."""
+    path = tmp_path / "run" / "audit.sock"
+    server = LogServer(log.open(), path, check=len)
+    with uvloop_runner() as runner:
+        loop = runner.get_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        runner.run(server.start())
+        thread.start()
+        try:
+            yield path
+        finally:
+            asyncio.run_coroutine_threadsafe(server.close(), loop).result(timeout=10)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+
+def uvloop_runner() -> asyncio.Runner:
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
 def socket_of(server: LogServer) -> Path:
@@ -416,3 +440,48 @@ async def test_a_stranger_who_listens_is_not_believed(
     ):
         await asyncio.to_thread(blocking.append, entry(0))
     assert server.writer.size == 0
+
+
+# --- On the event loop that workers have ----------------------------------------------------------
+
+
+def test_both_ends_work_on_uvloop(log_on_uvloop: Path) -> None:
+    async def hand_in() -> None:
+        async with LogClient(log_on_uvloop) as client:
+            # More than a connection may have in flight: it is paused and goes on.
+            entries = [entry(number) for number in range(server_module.MAX_IN_FLIGHT + 500)]
+            places = await asyncio.gather(*(client.append_async(one) for one in entries))
+            assert sorted(place.index for place in places) == list(range(len(entries)))
+
+    with uvloop_runner() as runner:
+        runner.run(hand_in())
+
+
+def test_a_connection_that_breaks_on_uvloop_is_made_again(log_on_uvloop: Path) -> None:
+    async def hand_in() -> None:
+        async with LogClient(log_on_uvloop) as client:
+            first = await client.append_async(entry(0))
+            assert client._link is not None
+            waiting = asyncio.gather(*(client.append_async(entry(n)) for n in range(1, 20)))
+            await asyncio.sleep(0)
+            client._link._abort()
+            places = await waiting
+            assert first.index == 0
+            assert sorted(place.index for place in places) == list(range(1, 20))
+
+    with uvloop_runner() as runner:
+        runner.run(hand_in())
+
+
+def test_a_stranger_who_listens_is_not_believed_on_uvloop_either(
+    log_on_uvloop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "peer_uid", lambda _: 65_534)
+
+    async def hand_in() -> None:
+        async with LogClient(log_on_uvloop) as client:
+            with pytest.raises(LogUnavailableError, match="65534"):
+                await client.append_async(entry(0))
+
+    with uvloop_runner() as runner:
+        runner.run(hand_in())

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gateway.errors import GatewayConfigurationError
+from gateway.frontends.admin import Admin
+from gateway.settings import RouteSettings
 from havengate import gateway_process
-from havengate.configuration import FILE_VARIABLE
+from havengate.checking import check_files, readiness, upstream_problem
+from havengate.configuration import FILE_VARIABLE, load
+from havengate.wiring import Program
 
 
 async def _nothing(*_: object) -> None:
@@ -52,3 +59,65 @@ def test_a_worker_keeps_its_keys_open_until_its_last_exchange_is_over(
         ingress.__rsgi_init__(loop)
         ingress.__rsgi_del__(loop)
     assert closed == ["gateway", "keys"]
+
+
+# --- Before the first connection ------------------------------------------------------------------
+
+
+def _configured(home: Path) -> Path:
+    file = home / "havengate.toml"
+    (home / "policies").mkdir()
+    (home / "policies" / "own.cedar").write_text("")
+    file.write_text('tenant = "clinic"\n[policies]\ndirectory = "policies"\n')
+    return file
+
+
+@pytest.mark.parametrize("open_one", ["havengate.toml", "policies", "policies/own.cedar"])
+def test_nothing_starts_on_rules_that_everybody_may_write(tmp_path: Path, open_one: str) -> None:
+    file = _configured(tmp_path)
+    settings = load(file, {})
+    check_files(settings, file)
+    (tmp_path / open_one).chmod(0o777)
+    with pytest.raises(GatewayConfigurationError, match="everybody on this machine"):
+        check_files(settings, file)
+
+
+def test_a_port_taken_after_it_was_looked_at_is_told_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(GatewayConfigurationError, match="admin_port"):
+            Admin(port=port, metrics=lambda: b"")
+
+
+def test_one_app_that_is_down_does_not_take_the_others_away(tmp_path: Path) -> None:
+    with socket.socket() as nobody, socket.socket() as app:
+        for one in (nobody, app):
+            one.bind(("127.0.0.1", 0))
+        app.listen()
+        routes = "".join(
+            f'[[gateway.routes]]\nname = "{name}"\nkind = "crisis"\npath = "/{name}"\n'
+            f'upstream = "http://127.0.0.1:{one.getsockname()[1]}"\n'
+            for name, one in (("down", nobody), ("crisis", app))
+        )
+        file = tmp_path / "havengate.toml"
+        file.write_text(f'tenant = "clinic"\n{routes}')
+        checks = [
+            check
+            for check in readiness(load(file, {}), cast("Program", None))
+            if check.name.startswith("app ")
+        ]
+        with Admin(port=0, checks=checks, metrics=lambda: b"") as admin:
+            status, _, body = admin.answer("/readyz")
+    assert status == 200
+    told = json.loads(body)
+    assert told["app crisis"] == "ok"
+    assert "refuses connections" in told["app down"]
+
+
+def test_a_ca_file_that_is_none_is_not_taken_for_a_fault_of_the_app(tmp_path: Path) -> None:
+    bad = tmp_path / "ca.pem"
+    bad.write_text("no certificate")
+    route = RouteSettings(name="app", kind="ehr", upstream="https://127.0.0.1:1", ca_file=str(bad))
+    assert "Correct ca_file" in (upstream_problem(route) or "")
