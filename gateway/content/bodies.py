@@ -7,11 +7,14 @@ anew: what goes on is what was looked at, not the bytes that came.
 from __future__ import annotations
 
 import json
+import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from gateway.content.pointers import JSON, Pointer
 from gateway.core.messages import Headers, RequestHead
@@ -35,6 +38,10 @@ _OVERRIDES: Final = frozenset({
 })  # fmt: skip
 #: What of an answer's head says nothing about records that may have been left out.
 _RELEASED: Final = frozenset({"content-type", "content-language", "content-disposition"})
+#: What apps merge with the parameters of the query.
+_FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
+_METHOD: Final = "_method"
+_NO_WORD = re.compile(r"[\W_]").sub
 _OWN_COOKIE: Final = "__host-havengate"
 
 
@@ -44,9 +51,21 @@ _OWN_COOKIE: Final = "__host-havengate"
 def check_method(head: RequestHead) -> None:
     """Raise `BadRequestError` if the request asks the app to take its method for another."""
     if any(name in _OVERRIDES for name, _ in head.headers) or any(
-        name == "_method" for name, _ in parameters(head.query)
+        name == _METHOD for name, _ in parameters(head.query)
     ):
         raise BadRequestError("Send the method itself, not one that stands for another.")
+
+
+def check_body(head: RequestHead, content: JSON, body: bytes) -> None:
+    """The same for what the body says: a member of JSON or a field of a form."""
+    member = isinstance(content, dict) and _METHOD in content
+    if member or (is_form(head) and _METHOD.encode() in unquote_to_bytes(body)):
+        raise BadRequestError("Send the method itself, not one that stands for another.")
+
+
+def is_form(head: RequestHead) -> bool:
+    """Whether the body is a form by its `Content-Type`."""
+    return any(media_type(one) in _FORMS for one in head.headers.all("content-type"))
 
 
 def parameters(query: str) -> list[tuple[str, str]]:
@@ -63,7 +82,9 @@ def parameter(query: str, name: str) -> str | None:
     Raises `BadRequestError` if it stands twice, or beside a spelling that an app may take for it.
     """
     alike = [
-        pair for pair in parameters(query.replace(";", "&")) if _plain(pair[0]) == _plain(name)
+        pair
+        for pair in parameters(query.replace(";", "&"))
+        if not _plain(pair[0]).isdisjoint(_plain(name))
     ]
     if not alike:
         return None
@@ -72,8 +93,10 @@ def parameter(query: str, name: str) -> str | None:
     return alike[0][1]
 
 
-def _plain(name: str) -> str:
-    return name.partition("[")[0].strip().casefold()
+def _plain(name: str) -> set[str]:
+    """What apps may take a name for: to some `a.b`, `a b` and `a[b` are `a_b`, and `a[]` is `a`."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return {_NO_WORD("", one) for one in (text, text.partition("[")[0], text.partition("\0")[0])}
 
 
 def parse_request(head: RequestHead, body: bytes) -> tuple[JSON, bool]:
@@ -118,10 +141,16 @@ def is_json(content_type: str | None) -> bool:
 
 
 def parse_json(body: bytes) -> JSON:
-    """Read UTF-8 JSON. Raises ValueError, also for a member that stands twice, NaN, and depth."""
+    """Read UTF-8 JSON.
+
+    Raises ValueError, also for a member that stands twice, NaN, numbers out of range, and depth.
+    """
     try:
         return json.loads(
-            body.decode("utf-8-sig"), object_pairs_hook=_members, parse_constant=_no_constant
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_members,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -144,6 +173,14 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        # It would be written as Infinity, which is no JSON.
+        _no_constant("a number out of range")
+    return number
 
 
 def envelope(body: JSON, items: Pointer, kept: Sequence[Pointer], listed: list[JSON]) -> JSON:

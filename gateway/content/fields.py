@@ -16,8 +16,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
+from gateway.content.bodies import parameters
 from gateway.content.pointers import DROP, JSON, Drop, Pointer, parse_pointer
 from gateway.core.enforcement import Sealer
 from gateway.errors import (
@@ -115,6 +116,23 @@ class JSONFields:
                 record = one.pointer.changed(record, masked)
         return record
 
+    def misspelt(self, record: JSON, type_: str) -> bool:
+        """Whether some app would find a protected member where it is not protected."""
+        return any(
+            one.pointer.misspelt(record)
+            or bool(one.index and one.pointer.sibling(INDEX_SUFFIX).misspelt(record))
+            for one in self.of(type_)
+        )
+
+    def hidden_from_all(self, record: JSON, type_: str) -> bool:
+        """Whether a value is there that nobody may see."""
+        return any(
+            value is not None
+            for one in self.of(type_)
+            if one.mask
+            for value in one.pointer.find(record)
+        )
+
     def query(self, query: str, type_: str, *, service: str, sealer: Sealer) -> str:
         """The query with values that are searched for replaced by tokens.
 
@@ -123,9 +141,8 @@ class JSONFields:
         indexed = {one.index: one for one in self.of(type_) if one.index}
         if not indexed or not query:
             return query
-        given = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
         asked: list[tuple[str, str]] = []
-        for name, value in given:
+        for name, value in parameters(query):
             if name.removesuffix(INDEX_SUFFIX) in indexed and name.endswith(INDEX_SUFFIX):
                 raise BadRequestError("Ask for the value itself, not for what stands for it.")
             one = indexed.get(name)
@@ -207,8 +224,11 @@ def _indexed(record: JSON, one: Protected, *, service: str, sealer: Sealer) -> J
     name = one.pointer.steps[-1]
 
     def add(parent: JSON) -> JSON | Drop:
-        if not isinstance(parent, dict) or parent.get(name) is None:
+        if not isinstance(parent, dict) or name not in parent:
             return parent
+        if parent[name] is None:
+            # What is taken away must not be found any more.
+            return {**parent, name + INDEX_SUFFIX: None}
         token = sealer.token_for_write(service=service, field=one.name, value=_normal(parent[name]))
         return {**parent, name + INDEX_SUFFIX: token}
 

@@ -19,9 +19,10 @@ patient is answered as if it were not there.
 A write needs every patient concerned before anything is sent: from path, query, body, and, where
 the rule says in `patient` where a record names him, from the record as it is now.
 
-Not seen: what a parameter of an app's query tests, forms that name a method in their body, links
-inside of records, and a change that somebody else makes between reading whose record it is and
-writing it.
+Not seen: what a parameter of an app's query tests, links inside of records, a POST that an app
+takes for a change of a record that is there (by an id in the body), and a change that somebody else
+makes between reading whose record it is and writing it. An opaque route, and a `Page`, see no
+bodies: a form there may name another method.
 """
 
 from __future__ import annotations

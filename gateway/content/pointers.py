@@ -40,6 +40,10 @@ class Pointer:
         """All values that it leads to, in order; none where a member is missing."""
         return list(_find(value, self.steps))
 
+    def misspelt(self, value: JSON) -> bool:
+        """Whether it leads somewhere else as well for a reader to whom `Name` is `name`."""
+        return len(list(_find(value, self.steps, exact=False))) != len(self.find(value))
+
     def changed(self, value: JSON, change: Callable[[JSON], JSON | Drop]) -> JSON:
         """The value with everything that the pointer leads to changed by `change`.
 
@@ -71,20 +75,29 @@ def parse_pointer(text: str) -> Pointer:
     return Pointer(steps)
 
 
-def _find(value: JSON, steps: tuple[str, ...]) -> Iterator[JSON]:
+def _find(value: JSON, steps: tuple[str, ...], *, exact: bool = True) -> Iterator[JSON]:
     if not steps:
         yield value
         return
     step, rest = steps[0], steps[1:]
     if isinstance(value, dict):
-        if step in value and step != "*":
-            yield from _find(value[step], rest)
+        for one in _members(value, step, exact=exact):
+            yield from _find(one, rest, exact=exact)
     elif isinstance(value, list):
         if step == "*":
             for item in value:
-                yield from _find(item, rest)
+                yield from _find(item, rest, exact=exact)
         elif _INDEX(step) and int(step) < len(value):
-            yield from _find(value[int(step)], rest)
+            yield from _find(value[int(step)], rest, exact=exact)
+
+
+def _members(value: dict[str, JSON], step: str, *, exact: bool) -> list[JSON]:
+    if step == "*":
+        return []
+    if exact:
+        return [value[step]] if step in value else []
+    alike = step.strip().casefold()
+    return [one for name, one in value.items() if name.strip().casefold() == alike]
 
 
 def _changed(

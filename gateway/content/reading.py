@@ -181,7 +181,7 @@ class Reading:
             asking.demand(one.question)
             yield from asking.begin()
         # The record's own decision says what is done to it; the request's adds its notices.
-        content = finish(asking, one, decision, self.rule.type, self.fields)
+        content = finish(asking, one, decision, self.rule, self.fields)
         all_of_it = join((*obligations, *decision.obligations))
         headers = bodies.released_headers(fetched.head.headers, asking.route, location=written)
         hidden = release.hides(decision.obligations, self.rule.type)
@@ -233,9 +233,7 @@ class Reading:
         if asking.trail.begun is None:
             asking.demand(going[0][0].question)
             yield from asking.begin()
-        listed = [
-            finish(asking, one, allowed, self.rule.type, self.fields) for one, allowed in going
-        ]
+        listed = [finish(asking, one, allowed, self.rule, self.fields) for one, allowed in going]
         uncounted = release.out_of_counts(everything)
         counted = sum(not (one.question.labels.codes & uncounted) for one, _ in going)
         total = None if cut else self._total(body, len(decided), counted)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from gateway.content import release
 from gateway.content.fields import JSONFields
 from gateway.content.pointers import JSON
-from gateway.content.rules import Matched, Rule, codes_in, patients_in, texts_in
+from gateway.content.rules import Matched, Rule, codes_in, patient_id, patients_in, texts_in
 from gateway.core.enforcement import Enforcement, Steps
 from gateway.core.questions import Question, patient_reference
 from gateway.errors import UpstreamContentError
@@ -66,7 +66,10 @@ def questions_about(
     ids = texts_in(record, rule.id)
     if authors is None:
         authors = texts_in(record, rule.author)
-    named = frozenset(authors) | ({matched.author} if matched.author else set())
+    named = frozenset(authors)
+    if rule.author is None and matched.author:
+        # Only where no record says it: the path is what the one who asks has written.
+        named |= {matched.author}
     codes = frozenset(codes_in(record, rule)) if rule.codes else None
     return [
         Question(
@@ -187,13 +190,21 @@ def _patients(
 
 
 def finish(
-    enforcement: Enforcement, one: Decided, allowed: Allowed, type_: str, fields: JSONFields
+    enforcement: Enforcement, one: Decided, allowed: Allowed, rule: Rule, fields: JSONFields
 ) -> JSON:
-    """Note that a record goes out, and do to it what is asked for."""
+    """Note that a record goes out, and do to it what is asked for.
+
+    A pseudonym of the record's patient hangs on his own key, and ends with it.
+    """
+    type_ = rule.type
     obligations = enforcement.release(one.question, allowed)
     purpose = enforcement.identified.purpose
+    patients = patients_in(one.content, rule.patient) or frozenset()
 
     def pseudonym(path: str, value: str) -> str:
+        patient = patient_id(value)
+        if patient is not None and patient in {*patients, one.question.patient}:
+            path, _, value = patient_reference(patient).partition("/")
         return enforcement.sealer.pseudonym(purpose=purpose, kind=path, value=value)
 
     content = release.carry_out(one.content, type_, obligations, pseudonym=pseudonym)

@@ -28,6 +28,12 @@ ACTION_OF_METHOD: Final[dict[str, Action]] = {
     "GET": "read", "HEAD": "read", "POST": "create", "PUT": "update", "PATCH": "patch",
     "DELETE": "delete",
 }  # fmt: skip
+#: Actions by which something may be changed, where a rule names one.
+_CHANGED_AS: Final[dict[str, frozenset[Action]]] = {
+    "PUT": frozenset({"create", "update", "execute"}),
+    "PATCH": frozenset({"update", "patch", "execute"}),
+    "DELETE": frozenset({"delete", "execute"}),
+}
 #: Longer ids are none.
 MAX_ID: Final = 256
 
@@ -281,6 +287,13 @@ def _compile(rule: RuleSettings, settings: RouteSettings) -> Rule:
     unknown = set(rule.methods) - ACTION_OF_METHOD.keys()
     if unknown or not rule.methods:
         raise _wrong(name, f"expected for {rule.path} methods of {', '.join(ACTION_OF_METHOD)}")
+    for method in rule.methods:
+        if rule.action is not None and rule.action not in _CHANGED_AS.get(method, {rule.action}):
+            raise _wrong(
+                name,
+                f"{rule.path} would let {method} through for whoever may {rule.action}: give "
+                f"{method} a rule of its own, without action",
+            )
     seen = settings.content == "json" and rule.type != PAGE
     pointed = (
         rule.patient, rule.author, rule.id, rule.items, rule.total, rule.request_patient,

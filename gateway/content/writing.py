@@ -7,7 +7,7 @@ write before anything is sent. The body goes on as it was understood, with its f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from gateway.content import bodies, release
@@ -20,7 +20,7 @@ from gateway.core.enforcement import Question, RefusedError, Reply, Steps
 from gateway.core.questions import patient_reference
 from gateway.errors import BadRequestError, UnsupportedError, UpstreamContentError
 from policies.errors import UnlabelledContentError
-from policies.model import Denied
+from policies.model import Allowed, Denied
 from policies.obligations import Obligation, join
 
 _CHANGES = frozenset({"PUT", "PATCH", "DELETE"})
@@ -44,7 +44,9 @@ class Writing:
         content, is_json = bodies.parse_request(asking.head, body)
         if body and not is_json:
             self._refuse_unseen()
+        bodies.check_body(asking.head, content, body)
         records = content if isinstance(content, list) else [content] if is_json else []
+        self._refuse_two_readings(content, records)
         if len(records) > asking.limits.looked_through:
             raise BadRequestError("Send fewer records at once.", status=413)
         named = self.reading.named()
@@ -58,10 +60,12 @@ class Writing:
             )
         yield from asking.know(concerned)
         questions = self._questions(records, told, before or prior or [])
+        # Where it is not read, something may be there.
+        replaced = before if self._rule.patient is not None else questions
         obligations = join(
             one for question in questions for one in asking.demand(question).obligations
         )
-        self._refuse_hidden(obligations)
+        self._refuse_hidden(obligations, replaced)
         yield from asking.begin()
         sent = body
         if is_json:
@@ -83,14 +87,29 @@ class Writing:
 
     def _told(self, content: JSON, records: list[JSON]) -> frozenset[str]:
         """Patients that the body names. One that cannot be read stops the write."""
-        told = _named(content, self._rule.request_patient)
+        rule = self._rule
+        told = _named(content, rule.request_patient) | self._asked_beside()
         for record in records:
-            told |= _named(record, self._rule.patient)
+            told |= _named(record, rule.patient)
+            if rule.patient_parameter:
+                told |= _named(record, Pointer((rule.patient_parameter,)))
         pointer = self._rule.patient
         each = pointer is not None and len(records) > 1 and not self.reading.named()
         if each and not all(_named(record, pointer) for record in records):
             raise UnsupportedError("Each record of a list must say whose it is.")
         return told
+
+    def _asked_beside(self) -> frozenset[str]:
+        """Patients that the query names by the name of the member in the body."""
+        query = self.reading.enforcement.head.query
+        told: set[str] = set()
+        for pointer in (self._rule.request_patient, self._rule.patient):
+            if pointer is None or len(pointer.steps) != 1:
+                continue
+            value = bodies.parameter(query, pointer.steps[0])
+            if value is not None:
+                told |= _named([value], Pointer(("0",)))
+        return frozenset(told)
 
     def _prior(self, query: str, named: frozenset[str]) -> Steps[list[Question] | None]:
         """Questions about the record as it is now; None where it does not matter, or is not there.
@@ -119,6 +138,10 @@ class Writing:
         if isinstance(seen.decision, Denied):
             hide = not self.reading.may_know_of(seen.question)
             raise RefusedError(seen.decision, hide=hide)
+        if method == "PUT" and self.reading.fields.hidden_from_all(record, rule.type):
+            raise UnsupportedError(
+                "A value that is masked for everybody would be lost: change the rest with PATCH."
+            )
         patients = patients_in(record, rule.patient) or frozenset()
         return questions_about(
             seen.content,
@@ -161,13 +184,37 @@ class Writing:
     def _refuse_unseen(self) -> None:
         rule = self._rule
         pointed = (rule.request_patient, rule.patient, rule.author, rule.id, *rule.codes)
-        if any(pointed) or self.reading.fields.of(rule.type):
+        merged = rule.patient_parameter and bodies.is_form(self.reading.enforcement.head)
+        if any(pointed) or merged or self.reading.fields.of(rule.type):
             raise UnsupportedError("Send JSON here: the body must be looked into.", status=415)
 
-    def _refuse_hidden(self, obligations: Iterable[Obligation]) -> None:
-        """Who does not see all of a record must not write all of it."""
-        method = self.reading.enforcement.head.method
-        if method in _HIDE_FROM and release.hides(obligations, self._rule.type):
+    def _refuse_two_readings(self, content: JSON, records: list[JSON]) -> None:
+        """Refuse what some app would read otherwise than it is read here."""
+        rule = self._rule
+        if isinstance(content, list) and self.reading.enforcement.head.method == "PATCH":
+            raise UnsupportedError("Send a merge patch (RFC 7396), not a list.", status=415)
+        whole = [rule.request_patient] if rule.request_patient else []
+        each = [one for one in (rule.patient, rule.author, rule.id) if one]
+        each += [one.pointer for one in rule.codes]
+        if rule.patient_parameter:
+            each.append(Pointer((rule.patient_parameter,)))
+        if any(one.misspelt(content) for one in whole) or any(
+            self.reading.fields.misspelt(record, rule.type)
+            or any(one.misspelt(record) for one in each)
+            for record in records
+        ):
+            raise BadRequestError(
+                "A member is nearly called like one that matters here: use its spelling."
+            )
+
+    def _refuse_hidden(self, obligations: Iterable[Obligation], replaced: list[Question]) -> None:
+        """Who does not see all of a record, changing or reading it, must not write all of it."""
+        asking, type_ = self.reading.enforcement, self._rule.type
+        if asking.head.method not in _HIDE_FROM:
+            return
+        shown = [asking.ask(replace(one, action="read")) for one in replaced]
+        hidden = [one.obligations for one in shown if isinstance(one, Allowed)]
+        if any(release.hides(one, type_) for one in (obligations, *hidden)):
             raise UnsupportedError("You do not see all of this record, so you cannot replace it.")
 
     # --- Sealing ----------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from gateway.core.exchange import Site, Summary, exchange
 from gateway.core.messages import Headers, RequestHead, ResponseHead
 from gateway.identity.model import Identified, NotIdentified
 from gateway.routes import compile_routes
-from gateway.settings import LimitSettings, RouteSettings, RuleSettings
-from tests.gateway.content.script import NOW, World, answer, in_force, patient, someone
+from gateway.settings import FieldSettings, LimitSettings, RouteSettings, RuleSettings
+from keys.errors import KeyTableError, VaultUnavailableError
+from tests.gateway.content.script import NOW, Seals, World, answer, in_force, patient, someone
 
 OPAQUE = RouteSettings(
     name="app", kind="generic", upstream="http://127.0.0.1:1", path="/app", strip_path=True,
@@ -149,3 +150,32 @@ def test_nobody_gets_anything_without_signing_in() -> None:
         assert whole(settings, world, "GET", target).status == 401
         assert not world.sent
         assert not world.opened
+
+
+class Keyless(Seals):
+    """Seals whose keys are gone while an answer is written."""
+
+    def pseudonym(self, **_: object) -> str:
+        raise VaultUnavailableError("down")
+
+    def tokens_for_search(self, **_: object) -> list[str]:
+        raise KeyTableError("down")
+
+
+def test_keys_that_fail_while_an_answer_is_written_give_nothing_away() -> None:
+    forum = RouteSettings(
+        name="app", kind="forum", upstream="http://127.0.0.1:1", path="/app", content="json",
+        rules=(RuleSettings(path="/posts", type="Post", items="/items", author="/author"),),
+    )  # fmt: skip
+    notes = RouteSettings(
+        name="app", kind="mood", upstream="http://127.0.0.1:1", path="/app", content="json",
+        rules=(RuleSettings(path="/moods", type="Mood", patient="/patient", items="/items"),),
+        fields=(FieldSettings(path="Mood:/note", seal=True, index="note"),), patient_facts="none",
+    )  # fmt: skip
+    for settings, target in ((forum, "/app/posts"), (notes, "/app/moods?note=x")):
+        world = Whole(patient("1"), [], lambda *_: answer({"items": [{"author": "ann"}]}))
+        world.seals = Keyless()
+        summary = whole(settings, world, "GET", target)
+        assert (summary.status, summary.failure) == (503, "gateway.keys")
+        assert b"ann" not in b"".join(world.released)
+        assert "RecordOutcome" in world.log or "intent allow" not in world.log
