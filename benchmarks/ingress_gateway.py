@@ -78,11 +78,22 @@ class Gateway:
     directory: Path
     pid: int
 
-    def vault_calls(self) -> int:
-        """Requests that the key server has written to its own audit log until now."""
+    def vault_calls(self) -> tuple[int, int]:
+        """Requests that the key server has written to its own audit log until now.
+
+        Those for exchanges, and the signatures of the log's checkpoints: one a second, however many
+        exchanges there are.
+        """
         log = self.directory / "var" / "openbao" / "audit.log"
+        exchanges = checkpoints = 0
         with log.open(encoding="utf-8") as lines:
-            return sum(json.loads(line).get("type") == "request" for line in lines)
+            for line in lines:
+                entry = json.loads(line)
+                if entry.get("type") == "request":
+                    signed = str(entry["request"].get("path", "")).endswith("/sign/audit-log")
+                    checkpoints += signed
+                    exchanges += not signed
+        return exchanges, checkpoints
 
     def resident_bytes(self) -> int:
         """Memory of the gateway and its workers, without the key server."""

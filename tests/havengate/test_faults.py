@@ -14,8 +14,9 @@ import structlog
 
 from audit.publish import Publisher
 from audit.reader import LogReader
-from havengate import cli, wiring
+from havengate import wiring
 from havengate.configuration import load
+from havengate.operational_log import configure
 from keys.errors import VaultUnavailableError
 from keys.model import FieldContext
 from tests.havengate.command import run
@@ -134,7 +135,7 @@ def operational_log(
 ) -> Iterator[io.StringIO]:
     out: io.StringIO = request.param()
     monkeypatch.setattr(sys, "stderr", out)
-    cli._configure_operational_log()
+    configure()
     yield out
     structlog.reset_defaults()
 
