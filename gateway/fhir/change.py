@@ -31,7 +31,7 @@ from gateway.fhir.hidden import restore_contained
 from gateway.fhir.records import Record, Records, keys_at_hand
 from gateway.fhir.release import restore_hidden
 from gateway.fhir.request import Interaction
-from gateway.fhir.resources import Json, codes_of
+from gateway.fhir.resources import Json, codes_of, owner_paths
 from policies.model import Action, Allowed, Denied
 
 #: Marks that a release puts on a record, and that must not come back into it.
@@ -261,6 +261,7 @@ class Changes:
                 "not contained, not conditional.",
                 status=HTTPStatus.UNPROCESSABLE_ENTITY,
             )
+        _refuse_ambiguous(record)
         self._sealable(record)
         yield from self._records.enforcement.know(record.patients)
         questions = self._records.questions(action, record)
@@ -366,6 +367,18 @@ def without_marks(content: Json, prior: Json) -> Json:
     if not kept:
         del new["security"]
     return {**content, "meta": new}
+
+
+def _refuse_ambiguous(record: Record) -> None:
+    """Refuse `Subject` beside `subject`: an app that ignores case would file it elsewhere."""
+    owners = {path.split(".")[1] for path in owner_paths(record.type)}
+    folded = {name.casefold() for name in owners}
+    if any(name not in owners and name.casefold() in folded for name in record.content):
+        raise BadRequestError(
+            "An element that says whose the record is is written in capitals and small letters "
+            "otherwise than FHIR R4 does. Correct it.",
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        )
 
 
 def _is_part(content: Json, prior: Json) -> bool:

@@ -57,6 +57,14 @@ def test_nobody_changes_what_the_app_does_as_if_it_were_a_record(kind: str, meth
     assert not requests(here)
 
 
+def test_whose_a_record_is_is_not_said_twice_in_other_letters() -> None:
+    here = clinic()
+    for more in ("Subject", "sUBJECT"):
+        content = {**observation("", "p1"), more: {"reference": "Patient/p3"}}
+        assert here.ask("POST", "/Observation", content).status == 422
+    assert not requests(here)
+
+
 def test_headers_that_tell_an_app_to_do_more_do_not_reach_it() -> None:
     app = FHIRApp([*people(), observation("o1", "p1")])
     seen: list[set[str]] = []
