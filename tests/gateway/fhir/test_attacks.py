@@ -57,6 +57,26 @@ def test_nobody_changes_what_the_app_does_as_if_it_were_a_record(kind: str, meth
     assert not requests(here)
 
 
+def test_staff_do_not_write_the_consent_that_opens_a_note_to_them() -> None:
+    provision = {"type": "permit", "securityLabel": [PSYNOTE]}
+    consent = {
+        "resourceType": "Consent",
+        "id": "c1",
+        "status": "active",
+        "scope": {"coding": [{"code": "patient-privacy"}]},
+        "category": [{"coding": [{"code": "59284-0"}]}],
+        "patient": {"reference": "Patient/p1"},
+    }
+    here = clinic(note("n1", "p1"), {**consent, "provision": {"type": "deny"}})
+    permit = {**consent, "provision": provision}
+    assert here.ask("POST", "/Consent", permit).status == 403
+    assert here.ask("PUT", "/Consent/c1", permit).status in {403, 404}
+    assert here.ask("DELETE", "/Consent/c1").status in {403, 404}
+    assert {method for method, _, _ in requests(here)} <= {"GET"}
+    own = replace(clinician(patient="p1", roles=frozenset()), purpose="PATRQT")
+    assert here.as_(own).ask("POST", "/Consent", permit).status == 201
+
+
 def test_whose_a_record_is_is_not_said_twice_in_other_letters() -> None:
     here = clinic()
     for more in ("Subject", "sUBJECT"):
