@@ -18,6 +18,11 @@ for two cases:
 Denials by labels (psychotherapy notes; 42 CFR 2.13(c)(2): no answer may reveal that somebody is
 treated) are therefore always hidden. So is "not on the care team" for a record asked for by its id:
 break-glass is offered where the request names the patient.
+
+What this cannot hide: that an id is taken from somebody who tries to create a record under it
+(`PUT`: 404 instead of 201); what an app tells by refusing a change, for example because a closed
+record refers to the one to be deleted; and what stands in an open record about a closed one, such
+as a reference to it or, in a Binary, its content without its labels.
 """
 
 from __future__ import annotations
