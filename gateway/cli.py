@@ -70,7 +70,9 @@ def _init(commands: GatewayCommands) -> Callable[..., None]:
         )
         if speaks not in {"fhir", "opaque"}:
             raise GatewayConfigurationError(f"Content is fhir or opaque, not “{speaks}”.")
-        number = port or _port(_asked("Port for people to come in by", "8443", "--port"))
+        number = _port(
+            str(port) if port else _asked("Port for people to come in by", "8443", "--port")
+        )
         first = FirstApp(
             upstream=address,
             kind=chosen,

@@ -160,7 +160,7 @@ def _check_log(settings: Configuration) -> str:
     directory = Path(settings.audit.directory)
     if not directory.exists():
         return "begins with the first start"
-    return f"{LogReader(directory).size} entries in {directory}"
+    return f"{LogReader(directory).size()} entries in {directory}"
 
 
 def _check_certificate(settings: Configuration) -> str:
