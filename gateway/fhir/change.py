@@ -6,8 +6,8 @@ sent before every question was answered with yes and the intent is durable.
 
 What somebody does not see he cannot change: hidden elements come from the prior version. The prior
 version's ETag goes along as `If-Match`, so that nobody changes the record between the decision and
-the change, whatever the client asked for. An app that gives no ETag, or does not heed `If-Match`, has
-no such protection.
+the change, whatever the client asked for. An app that gives no ETag, or does not heed `If-Match`,
+has no such protection.
 
 Of a record that was written somebody who may not read it hears only that it was: no content, no
 ETag; of a new one its id, which is his own doing.
