@@ -46,7 +46,7 @@ from gateway.outbound.addresses import AddressCheck
 from gateway.outbound.listing import Target
 
 if TYPE_CHECKING:
-    from gateway.frontends.intercept import InterceptMaster
+    from gateway.frontends.intercept_thread import InterceptMaster
 
 #: Connections of apps at once; further ones are closed.
 MAX_CONNECTIONS: Final = 512
