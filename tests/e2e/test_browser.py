@@ -91,7 +91,7 @@ def test_a_clinician_signs_in_sees_her_patient_and_breaks_the_glass(
     page.goto(f"{site.gateway.base}/patients/2")
     page.wait_for_load_state("networkidle")
     page.screenshot(path=tmp_path / "opened.png", full_page=True)
-    answer = page.goto(f"{site.gateway.base}/no-such-page")
+    answer = page.goto(f"{site.gateway.base}/.havengate/no-such-page")
     page.screenshot(path=tmp_path / "error.png")
     assert answer is not None
     assert answer.status == 404

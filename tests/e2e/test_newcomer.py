@@ -31,7 +31,7 @@ from tests.interop.processes import REPOSITORY, free_port
 from tests.openbao import RunningServer, running_server, wait_until
 
 #: A gateway that starts although it should not would serve until then.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 #: A rule that lets everybody who has signed in have what is in `ResourceType::"Page"`.
 RULE = """

@@ -130,7 +130,7 @@ def _together(call: _Client, note: Any) -> None:
         ],
     }
     answered, found = call("POST", "", bundle)
-    note("transaction", answered, ", ".join(e["response"]["status"] for e in found["entry"]))
+    note("transaction", answered, ", ".join(e["response"]["status"][:3] for e in found["entry"]))
     answered, found = call("GET", f"Observation?subject:Patient.family={family}")
     note("search by chain", answered, _kinds(found))
 
