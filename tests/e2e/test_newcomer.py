@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -149,13 +150,11 @@ def test_init_check_and_up_work_at_the_first_try_in_an_empty_folder(app: Courses
             gateway.process.kill()
             # Whoever is killed takes everything that it started along.
             wait_until(lambda: not any(runs(one) for one in processes))
+            gateway.kill()
 
 
-def runs(process: object) -> bool:
+def runs(process: psutil.Process) -> bool:
     """Whether a process is there, and not only waits to be noticed."""
-    import psutil
-
-    assert isinstance(process, psutil.Process)
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
