@@ -110,6 +110,8 @@ class IdentityProviderSettings(
     roles: dict[str, str] = {}
     patient_claim: str = "patient"
     fhir_user_claim: str = "fhirUser"
+    #: FHIR servers on which an absolute `fhirUser` counts, beside `audience`.
+    fhir_bases: tuple[str, ...] = ()
     purpose_claim: str = "purpose_of_use"
     #: Values of `acr` or members of `amr` that stand for a second factor.
     second_factor: tuple[str, ...] = ("mfa", "otp", "hwk")

@@ -11,12 +11,12 @@ import unicodedata
 import uuid
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from gateway.errors import AccountError
 from gateway.identity.database import DirectoryDatabase
 from gateway.identity.records import Account
-from gateway.identity.schema import accounts, grants, sessions
+from gateway.identity.schema import accounts, devices, grants, sessions
 from keys.ports import Clock
 
 MAX_LOGIN_CHARACTERS: Final = 128
@@ -175,6 +175,7 @@ class Accounts:
             .where(grants.c.account == account, grants.c.ends_at > now)
             .values(ends_at=now)
         )
+        connection.execute(delete(devices).where(devices.c.account == account))
 
 
 def checked_login(login: str) -> str:

@@ -87,7 +87,7 @@ class Assertions:
         claims |= {
             "iss": self._issuer,
             "aud": route.name,
-            "sub": self._pairwise.mac("sub", route.name, principal.kind, identified.person),
+            "sub": self._pairwise.mac("sub", route.name, principal.kind, _subject(identified)),
             "kind": principal.kind,
             "roles": sorted(principal.roles),
             "purpose": identified.purpose,
@@ -134,6 +134,12 @@ def _jwk(public_key: bytes) -> dict[str, str]:
         "kid": thumbprint(public_key),
         "x": _base64(public_key).decode("ascii"),
     }
+
+
+def _subject(identified: Identified) -> str:
+    """Whom `sub` stands for: two programs, one with a key, may have one name in the log."""
+    is_program = identified.principal.kind == "service"
+    return identified.principal.id if is_program else identified.person
 
 
 def _name(route: Route, identified: Identified) -> _Name:

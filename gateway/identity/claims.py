@@ -1,11 +1,14 @@
 """From the claims of a verified token to the principal that rules see. Pure.
 
 OpenID Connect Core 1.0 section 2 (`acr`, `amr`, `auth_time`), SMART App Launch 2.2 (`fhirUser`,
-`patient`, scopes), RFC 9068 (`client_id`). Three decisions are made here:
+`patient`, scopes), RFC 9068 (`client_id`). Four decisions are made here:
 
 - `patient` is the patient *in context*. It is the own record of whoever shows the token only if
-  `fhirUser` says the same, or if nothing says that he is somebody else: no `fhirUser`, no role. A
-  clinician who opened an app beside a patient's record does not become that patient.
+  `fhirUser` says the same, or if nothing says that he may be somebody else: no `fhirUser`, no role
+  known or unknown, and no scope of SMART, where the claim never says who the person is. A clinician
+  who opened an app beside a patient's record does not become that patient.
+- An absolute `fhirUser` counts on the provider's audience or `fhir_bases` only: `Patient/3` of
+  another server is somebody else. A token with another one is refused.
 - Scopes limit as soon as one begins with `patient/`, `user/` or `system/`, or the client was
   launched by SMART (`launch…`, `fhirUser`). A token with OpenID's own scopes alone limits nothing;
   a program without scopes may do nothing.
@@ -33,7 +36,7 @@ _MAX_ROLES: Final = 64
 _MAX_SUBJECT: Final = 512
 _ID = re.compile(r"[A-Za-z0-9.-]{1,64}").fullmatch
 _FHIR_USER = re.compile(
-    r"(?:https?://\S{1,400}/)?(Practitioner|PractitionerRole|Patient|RelatedPerson|Person)"
+    r"(?:(https?://\S{1,400})/)?(Practitioner|PractitionerRole|Patient|RelatedPerson|Person)"
     r"/([A-Za-z0-9.-]{1,64})"
 ).fullmatch
 # The log takes names of this form (`audit.model`).
@@ -53,7 +56,7 @@ def identified_by(
     """
     client = _client(claims)
     subject = claims.get("sub")
-    reference = _fhir_user(claims.get(provider.fhir_user_claim))
+    reference = _fhir_user(claims.get(provider.fhir_user_claim), provider)
     if reference is None or not _subject_is_clear(subject):
         return None
     own_roles = _roles(claims, provider, roles)
@@ -84,11 +87,15 @@ def _person(
     patient = None
     if reference.startswith("Patient/"):
         patient = reference.partition("/")[2]
-    elif context is not None and not reference and not roles:
+    elif _is_own_context(claims, provider, reference):
         patient = context
     references = frozenset({reference} if reference else ()) | frozenset(
         () if patient is None else {f"Patient/{patient}"}
     )
+    stated = _purposes(claims, provider)
+    if _at(claims, provider.purpose_claim) and not stated:
+        # Whatever it limits the person to, it is none of what is known here.
+        return None
     principal = Principal(
         kind="user",
         id=account,
@@ -97,8 +104,8 @@ def _person(
         patient=patient,
         references=references,
         scopes=_scopes(claims),
+        purposes=frozenset(stated),
     )
-    stated = _purposes(claims, provider)
     return Identified(
         principal=principal,
         means="bearer",
@@ -151,12 +158,25 @@ def _client(claims: Mapping[str, Any]) -> str:
     return name if _CLIENT(name) else f"client/{_digest('client', name)[:24]}"
 
 
-def _fhir_user(value: object) -> str | None:
-    """`Practitioner/7`; empty if there is none; None if it cannot be understood."""
+def _fhir_user(value: object, provider: IdentityProviderSettings) -> str | None:
+    """`Practitioner/7`; empty if there is none; None if it cannot be understood, or is not here."""
     if value is None:
         return ""
     found = _FHIR_USER(value) if isinstance(value, str) else None
-    return None if found is None else f"{found[1]}/{found[2]}"
+    if found is None:
+        return None
+    here = {one.rstrip("/") for one in (provider.audience, *provider.fhir_bases)}
+    return f"{found[2]}/{found[3]}" if found[1] is None or found[1] in here else None
+
+
+def _is_own_context(
+    claims: Mapping[str, Any], provider: IdentityProviderSettings, reference: str
+) -> bool:
+    """Whether the patient in context can be nobody but the person."""
+    stated = (reference, _at(claims, provider.roles_claim))
+    return claims.get(provider.patient_claim) is not None and not (
+        any(stated) or _scopes(claims) is not None
+    )
 
 
 def _roles(

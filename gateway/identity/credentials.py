@@ -68,6 +68,15 @@ def is_same_origin(head: RequestHead) -> bool:
     return given is not None and given == _origin(f"{head.scheme}://{head.authority}")
 
 
+def is_navigation(head: RequestHead) -> bool:
+    """Whether a browser goes to a page itself; no script asks for it and no frame shows it.
+
+    No script can set these fields. What sends neither is no browser of today, and has no scripts.
+    """
+    modes, kinds = head.headers.all("sec-fetch-mode"), head.headers.all("sec-fetch-dest")
+    return modes in ([], ["navigate"]) and kinds in ([], ["document"])
+
+
 def _pairs(headers: Headers) -> list[tuple[str, str]]:
     parts = [part for line in headers.all("cookie") for part in line.split(";")]
     return [(_name(part), part.partition("=")[2].strip()) for part in parts if part.strip()]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from gateway.identity.accounts import Accounts
-from gateway.identity.attempts import Attempts
+from gateway.identity.attempts import Attempt, Attempts, Kind
 from gateway.identity.database import DirectoryDatabase
+from gateway.identity.devices import Devices
 from gateway.identity.grants import Grants
 from gateway.identity.revocations import Revocations
 from gateway.identity.session_store import Sessions
@@ -28,6 +29,7 @@ class Directory:
     accounts: Accounts
     sessions: Sessions
     attempts: Attempts
+    devices: Devices
     grants: Grants
     revocations: Revocations
 
@@ -43,9 +45,17 @@ class Directory:
             accounts=Accounts(database, clock=clock),
             sessions=Sessions(database, settings=settings, clock=clock),
             attempts=Attempts(database, settings=settings, clock=clock),
+            devices=Devices(database, clock=clock),
             grants=Grants(database, clock=clock),
             revocations=Revocations(database, clock=clock),
         )
+
+    def book(
+        self, kind: Kind, subject: str, *, account: str, address: str | None, device: str
+    ) -> Attempt | None:
+        """Book an attempt, apart from others' if the device is known for this account's id."""
+        known = self.devices.known(device, account)
+        return self.attempts.book(kind, subject, address=address, device=known)
 
     def close(self) -> None:
         """Close all connections."""

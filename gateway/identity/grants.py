@@ -19,6 +19,8 @@ MAX_REASON_CHARACTERS: Final = 500
 MAX_DURATION_S: Final = 4 * 3_600
 #: More records than this at once is no emergency of one person.
 MAX_OPEN: Final = 5
+#: Whom the rules let open a record in an emergency (`break-glass.open`), whatever else they allow.
+ROLES_THAT_MAY: Final = frozenset({"clinician", "nurse", "crisis-worker"})
 _PATIENT = re.compile(r"[A-Za-z0-9.-]{1,64}").fullmatch
 
 

@@ -42,7 +42,8 @@ class Identifier:
     """Finds out who sends a request. `purposes` are the configured ones by role.
 
     Raises `DirectoryError` or `UnavailableError` when it cannot be told, and `BadRequestError` for
-    a purpose in no vocabulary. In the usual case it answers from memory.
+    a purpose in no vocabulary, or beside those that a token states. In the usual case it answers
+    from memory.
     """
 
     directory: Directory
@@ -139,7 +140,14 @@ class Identifier:
                     f"expected one {PURPOSE_HEADER} with a code of HL7 PurposeOfUse such as TREAT, "
                     "got something else; correct it, or leave it out"
                 )
+            if found.principal.purposes and purpose not in found.principal.purposes:
+                raise BadRequestError(
+                    f"expected a {PURPOSE_HEADER} that the token or the registration states, got "
+                    "another purpose; leave it out, or have it added where the token is issued"
+                )
             return purpose
+        if found.principal.purposes:
+            return found.purpose
         configured = next(
             (
                 self.purposes[role]

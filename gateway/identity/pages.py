@@ -1,7 +1,9 @@
 """The gateway's own pages under `/.havengate/`: which page answers which request.
 
-Every page that changes something takes a form that we made, sent from our own host. What the pages
-do stands in `sign_in`, `directory` and `totp`; how they look in `pages/` and `texts`.
+Every page that changes something takes a form that we made, sent from our own host, and pages
+answer only a browser that goes there: scripts and frames of an app on the same host can neither
+read nor send forms. An app can still draw a page that looks like ours. What the pages do stands in
+`sign_in`, `own_account`, `directory` and `totp`; how they look in `pages/` and `texts`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from gateway.core.commands import Fetched
 from gateway.core.messages import RequestHead
 from gateway.errors import AccountError, BadRequestError, DirectoryError, UnavailableError
 from gateway.identity.assertion import Assertions
-from gateway.identity.credentials import SESSION_COOKIE, cookies, is_same_origin
+from gateway.identity.credentials import SESSION_COOKIE, cookies, is_navigation, is_same_origin
+from gateway.identity.devices import DEVICE_COOKIE, KEPT_S
 from gateway.identity.forms import VISIT_COOKIE, Forms, parse_form, parse_query, safe_next
 from gateway.identity.identify import Identifier
-from gateway.identity.own_account import OwnAccount
+from gateway.identity.own_account import OwnAccount, may_break_glass
 from gateway.identity.records import Account, SessionView
-from gateway.identity.rendering import Renderer, cookie, key_set, no_cookie, redirect
+from gateway.identity.rendering import Renderer, cookie, kept_cookie, key_set, no_cookie, redirect
 from gateway.identity.sign_in import Refused, SignedIn, SignIn
 from gateway.identity.texts import text
 from gateway.routes import OWN_PREFIX
@@ -42,6 +45,7 @@ class _Visit:
     head: RequestHead
     fields: dict[str, str] = field(repr=False)
     visit: str = field(repr=False)
+    device: str = field(repr=False)
     view: SessionView | None = field(repr=False)
 
     @property
@@ -89,7 +93,7 @@ class OwnPages:
             if not allowed:
                 return self.renderer.problem(404)
             return self.renderer.problem(405, headers=(("allow", ", ".join(allowed)),))
-        if method == "POST" and not is_same_origin(head):
+        if not is_navigation(head) or (method == "POST" and not is_same_origin(head)):
             return self.renderer.problem(403)
 
         async def run() -> Fetched:
@@ -128,11 +132,13 @@ class OwnPages:
         fields = parse_form(head, body) if head.method == "POST" else parse_query(head)
         found = await self.identifier.session(head)
         visits = cookies(head.headers, VISIT_COOKIE)
+        devices = cookies(head.headers, DEVICE_COOKIE)
         known = len(visits) == 1 and 0 < len(visits[0]) <= _MAX_VISIT_CHARACTERS
         return _Visit(
             head=head,
             fields=fields,
             visit=visits[0] if known else "",
+            device=devices[0] if len(devices) == 1 else "",
             view=found if isinstance(found, SessionView) else None,
         )
 
@@ -165,7 +171,7 @@ class OwnPages:
         if not self._is_our_visit(visit):
             return self._sign_in_page(visit, error=text("sign_in.again"), status=400)
         login, password = visit.fields.get("login", ""), visit.fields.get("password", "")
-        found = await self.sign_in.password(login, password, visit.head.client)
+        found = await self.sign_in.password(login, password, visit.head.client, visit.device)
         if isinstance(found, Account):
             return await self._second_step(visit, found)
         error = self._refusal(found, wrong="sign_in.wrong")
@@ -181,7 +187,7 @@ class OwnPages:
         status = 401 if error else 200
         if not account.must_set_second_factor:
             return self.renderer.page("code", values, status=status)
-        enrolment = await self.sign_in.second_factors.enrol(account)
+        enrolment = await self.sign_in.second_factors.enrol(account, visit=visit.visit)
         seed = enrolment.secret
         values |= {
             "login": account.login,
@@ -207,9 +213,12 @@ class OwnPages:
             )
         if account is None or account.must_set_second_factor is not enrol:
             return self._sign_in_page(visit, error=text("sign_in.again"), status=400)
-        step = self.sign_in.enrol if enrol else self.sign_in.code
+        shown = (account, visit.fields.get("code", ""), visit.head.client, visit.device)
         try:
-            found = await step(account, visit.fields.get("code", ""), visit.head.client)
+            if enrol:
+                found = await self.sign_in.enrol(*shown, visit=visit.visit)
+            else:
+                found = await self.sign_in.code(*shown)
         except AccountError:
             # Locked, reset or set up in another window since the password was shown.
             return self._sign_in_page(visit, error=text("sign_in.again"), status=400)
@@ -218,12 +227,18 @@ class OwnPages:
         if visit.view is not None:
             # Whoever was signed in here before is not any more.
             await asyncio.to_thread(self.sign_in.directory.sessions.end, visit.view.session.id)
-        return self._welcome(visit, found)
+        return await self._welcome(visit, found)
 
-    def _welcome(self, visit: _Visit, found: SignedIn) -> Fetched:
-        return redirect(
-            visit.next, cookies=(cookie(SESSION_COOKIE, found.token), no_cookie(VISIT_COOKIE))
+    async def _welcome(self, visit: _Visit, found: SignedIn) -> Fetched:
+        device = await asyncio.to_thread(
+            self.sign_in.directory.devices.remember, found.session.account, visit.device
         )
+        lines = (
+            cookie(SESSION_COOKIE, found.token),
+            no_cookie(VISIT_COOKIE),
+            kept_cookie(DEVICE_COOKIE, device, KEPT_S),
+        )
+        return redirect(visit.next, cookies=lines)
 
     def _is_our_visit(self, visit: _Visit) -> bool:
         return bool(visit.visit) and self.forms.is_ours(visit.fields, f"visit {visit.visit}")
@@ -260,7 +275,11 @@ class OwnPages:
     async def _take_step_up(self, visit: _Visit, view: SessionView) -> Fetched:
         try:
             found = await self.sign_in.step_up(
-                view.account, view.session, visit.fields.get("code", ""), visit.head.client
+                view.account,
+                view.session,
+                visit.fields.get("code", ""),
+                visit.head.client,
+                visit.device,
             )
         except AccountError:
             return redirect(f"{_SIGN_IN}?next={quote(visit.next, safe='')}")
@@ -284,7 +303,11 @@ class OwnPages:
         return await self._break_glass_page(visit, view, {})
 
     async def _open_break_glass(self, visit: _Visit, view: SessionView) -> Fetched:
-        errors = await self.own_account.open_break_glass(view, visit.fields, visit.head.client)
+        try:
+            errors = await self.own_account.open_break_glass(view, visit.fields, visit.head.client)
+        except AccountError:
+            # Others were opened at the same moment.
+            errors = {"patient": text("glass.too_many")}
         if errors:
             return await self._break_glass_page(visit, view, errors)
         return redirect(safe_next(visit.fields.get("next", ""), f"{OWN_PREFIX}break-glass"))
@@ -304,7 +327,7 @@ class OwnPages:
             "errors": {"patient": "", "reason": "", "minutes": ""} | errors,
             "fields": {"patient": "", "reason": "", "minutes": "60"} | visit.fields,
             "grants": grants,
-            "may": bool(view.account.roles),
+            "may": may_break_glass(view.account),
         }
         return self.renderer.page("break_glass", values, status=400 if errors else 200)
 
@@ -326,6 +349,7 @@ class OwnPages:
                 current=visit.fields.get("current", ""),
                 new=visit.fields.get("new", ""),
                 address=visit.head.client,
+                device=visit.device,
             )
         except AccountError:
             # The session was ended, or the password changed, in another window.
@@ -349,6 +373,7 @@ class OwnPages:
         values = {
             "csrf": self.forms.code(visit.bound_to),
             "account": view.account,
+            "may_break_glass": may_break_glass(view.account),
             "this": view.session.id,
             "sessions": sessions,
             "told": told,

@@ -93,6 +93,11 @@ def cookie(name: str, value: str) -> str:
     return f"{name}={value}; {_COOKIE_ATTRIBUTES}"
 
 
+def kept_cookie(name: str, value: str, max_age_s: int) -> str:
+    """A cookie that stays when the browser is closed, for this host only."""
+    return f"{cookie(name, value)}; Max-Age={max_age_s}"
+
+
 def no_cookie(name: str) -> str:
     """What makes a browser forget a cookie."""
     return f"{name}=; {_COOKIE_ATTRIBUTES}; Max-Age=0"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from typing import Final
 
 from sqlalchemy import delete, insert, select
 
 from gateway.identity.database import DirectoryDatabase
 from gateway.identity.schema import revoked_tokens
 from keys.ports import Clock
+
+#: Providers may have a leeway of two minutes, in which an expired token still counts.
+_BEYOND_S: Final = 3_600.0
 
 
 class Revocations:
@@ -23,12 +27,13 @@ class Revocations:
         self._kept_version: int | None = None
 
     def revoke(self, *, issuer: str, jti: str, until: float) -> None:
-        """Refuse a token from now on. After `until`, its expiry, it need not be remembered."""
+        """Refuse a token from now on. `until` is its expiry: it is remembered well beyond that."""
         name = _name(issuer, jti)
         with self._database.writing() as connection:
             connection.execute(
                 delete(revoked_tokens).where(
-                    (revoked_tokens.c.until < self._clock()) | (revoked_tokens.c.token == name)
+                    (revoked_tokens.c.until < self._clock() - _BEYOND_S)
+                    | (revoked_tokens.c.token == name)
                 )
             )
             connection.execute(insert(revoked_tokens).values(token=name, until=until))

@@ -1,7 +1,7 @@
 """The tables of the directory, and the migrations that make them.
 
 Plain SQL that SQLite and PostgreSQL both understand; a migration never changes once released.
-Tokens, log-in attempts and revoked tokens appear as SHA-256 only.
+Tokens, devices, log-in attempts and revoked tokens appear as SHA-256 only.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ revoked_tokens = Table(
     Column("until", Double, nullable=False),
 )
 
+devices = Table(
+    "devices",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("account", Text, primary_key=True),
+    Column("seen_at", Double, nullable=False),
+)
+
 #: The n-th entry leads from version n to n + 1.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -106,6 +114,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             at DOUBLE PRECISION NOT NULL)""",
         "CREATE INDEX attempts_by_subject ON attempts (subject, at)",
         "CREATE TABLE revoked_tokens (token TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL)",
+    ),
+    (
+        """CREATE TABLE devices (
+            device TEXT NOT NULL,
+            account TEXT NOT NULL,
+            seen_at DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (device, account))""",
+        "CREATE INDEX devices_by_account ON devices (account, seen_at)",
     ),
 )
 

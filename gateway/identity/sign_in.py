@@ -14,7 +14,7 @@ from typing import Literal
 from audit.recorder import Act
 from gateway.identity.accounts import normal_login
 from gateway.identity.directory import Directory
-from gateway.identity.passwords import MAX_CHARACTERS, Passwords
+from gateway.identity.passwords import Passwords
 from gateway.identity.recording import SERVICE, IdentityLog
 from gateway.identity.records import Account, Session
 from gateway.identity.totp import SecondFactors
@@ -39,12 +39,20 @@ class SignIn:
     second_factors: SecondFactors
     log: IdentityLog
 
-    async def password(self, login: str, password: str, address: str | None) -> Account | Refused:
+    async def password(
+        self, login: str, password: str, address: str | None, device: str = ""
+    ) -> Account | Refused:
         """Compare a password; who has shown it may show his second factor."""
-        account = await asyncio.to_thread(self.directory.accounts.find, login)
-        name = normal_login(login[:MAX_CHARACTERS])
+        # One and the same name is looked for and counted: a padded one is not another.
+        name = normal_login(login)
+        account = await asyncio.to_thread(self.directory.accounts.find, name)
         attempt = await asyncio.to_thread(
-            self.directory.attempts.book, "password", name, address=address
+            self.directory.book,
+            "password",
+            name,
+            account="" if account is None else account.id,
+            address=address,
+            device=device,
         )
         act = self._act("login", account, address, step="password")
         if attempt is None:
@@ -65,23 +73,32 @@ class SignIn:
             await asyncio.to_thread(self.directory.attempts.succeeded, attempt)
             return await self._rehashed(account, password)
 
-    async def enrol(self, account: Account, code: str, address: str | None) -> SignedIn | Refused:
-        """Take a second factor into use by its first code, and begin a session."""
-        return await self._by_code(account, code, address, enrol=True)
+    async def enrol(
+        self, account: Account, code: str, address: str | None, device: str = "", *, visit: str
+    ) -> SignedIn | Refused:
+        """Take the second factor that this visit was shown into use, and begin a session."""
+        return await self._by_code(account, code, address, device, visit=visit)
 
-    async def code(self, account: Account, code: str, address: str | None) -> SignedIn | Refused:
+    async def code(
+        self, account: Account, code: str, address: str | None, device: str = ""
+    ) -> SignedIn | Refused:
         """Compare a code, and begin a session."""
-        return await self._by_code(account, code, address, enrol=False)
+        return await self._by_code(account, code, address, device, visit=None)
 
     async def step_up(
-        self, account: Account, session: Session, code: str, address: str | None
+        self,
+        account: Account,
+        session: Session,
+        code: str,
+        address: str | None,
+        device: str = "",
     ) -> SignedIn | Refused:
         """Compare a code, and give the session a new token and a fresh second factor."""
         act = self._act("stepup", account, address, step="code", session=session)
         renewed: SignedIn | None = None
         try:
             async with self.log.act(act) as told:
-                refused = await self._verify(account, code, address, enrol=False)
+                refused = await self._verify(account, code, address, device, visit=None)
                 if refused is not None:
                     told.denied(_REASONS[refused])
                     return refused
@@ -95,13 +112,13 @@ class SignIn:
         return renewed
 
     async def _by_code(
-        self, account: Account, code: str, address: str | None, *, enrol: bool
+        self, account: Account, code: str, address: str | None, device: str, *, visit: str | None
     ) -> SignedIn | Refused:
-        act = self._act("login", account, address, step="enrol" if enrol else "code")
+        act = self._act("login", account, address, step="code" if visit is None else "enrol")
         begun: SignedIn | None = None
         try:
             async with self.log.act(act) as told:
-                refused = await self._verify(account, code, address, enrol=enrol)
+                refused = await self._verify(account, code, address, device, visit=visit)
                 if refused is not None:
                     told.denied(_REASONS[refused])
                     return refused
@@ -115,15 +132,23 @@ class SignIn:
         return begun
 
     async def _verify(
-        self, account: Account, code: str, address: str | None, *, enrol: bool
+        self, account: Account, code: str, address: str | None, device: str, *, visit: str | None
     ) -> Refused | None:
         attempt = await asyncio.to_thread(
-            self.directory.attempts.book, "code", account.id, address=address
+            self.directory.book,
+            "code",
+            account.id,
+            account=account.id,
+            address=address,
+            device=device,
         )
         if attempt is None:
             return "too_many"
-        check = self.second_factors.confirm if enrol else self.second_factors.check
-        if not await check(account, code):
+        if visit is None:
+            right = await self.second_factors.check(account, code)
+        else:
+            right = await self.second_factors.confirm(account, code, visit=visit)
+        if not right:
             return "wrong"
         await asyncio.to_thread(self.directory.attempts.succeeded, attempt)
         return None

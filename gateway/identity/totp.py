@@ -8,6 +8,7 @@ that it belongs to must be later than every one accepted before, in all processe
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -58,18 +59,19 @@ class SecondFactors:
         self._accounts = accounts
         self._clock = clock
 
-    async def enrol(self, account: Account) -> Enrolment:
-        """A seed that is not yet in use: the same until it is confirmed by `confirm`.
+    async def enrol(self, account: Account, *, visit: str) -> Enrolment:
+        """A seed that is not yet in use: the same in one visit, another in every other.
 
+        Whoever learnt a first password early must not know the seed that its owner confirms.
         Raises `AccountError` for an account that has its second factor.
         """
-        return await asyncio.to_thread(self.enrol_now, account)
+        return await asyncio.to_thread(self.enrol_now, account, visit=visit)
 
-    async def confirm(self, account: Account, code: str) -> bool:
-        """Take the seed into use if the code is right."""
+    async def confirm(self, account: Account, code: str, *, visit: str) -> bool:
+        """Take the seed that this visit was shown last into use if the code is right."""
         if not account.must_set_second_factor:
             raise AccountError("expected an account without a second factor, got one that has one")
-        return await asyncio.to_thread(self._confirm, account, code)
+        return await asyncio.to_thread(self._confirm, account, code, visit)
 
     async def check(self, account: Account, code: str) -> bool:
         """Whether a code is right and was never used. A right one is used up."""
@@ -77,14 +79,14 @@ class SecondFactors:
             return False
         return await asyncio.to_thread(self._check, account, code)
 
-    def enrol_now(self, account: Account) -> Enrolment:
+    def enrol_now(self, account: Account, *, visit: str = "") -> Enrolment:
         """As `enrol`, blocking."""
         if not account.must_set_second_factor:
             raise AccountError("expected an account without a second factor, got one that has one")
         held = self._store.read(_path(account))
         # A seed that was in use and then reset may be known to whoever lost it.
-        if held is None or held.get("in_use") is not False:
-            held = {"seed": pyotp.random_base32(), "in_use": False}
+        if held is None or not visit or not _is_shown_to(held, visit):
+            held = {"seed": pyotp.random_base32(), "in_use": False, "visit": _name_of(visit)}
             self._store.write(_path(account), held)
         return _enrolment(account, str(held["seed"]))
 
@@ -99,9 +101,9 @@ class SecondFactors:
         """Destroy the seed. Blocking."""
         self._store.delete(_path(account))
 
-    def _confirm(self, account: Account, code: str) -> bool:
+    def _confirm(self, account: Account, code: str, visit: str) -> bool:
         held = self._store.read(_path(account))
-        if held is None or held.get("in_use") is not False or not self._use_up(account, held, code):
+        if held is None or not _is_shown_to(held, visit) or not self._use_up(account, held, code):
             return False
         self._store.write(_path(account), {"seed": held["seed"], "in_use": True})
         self._accounts.second_factor_set(account.id)
@@ -139,6 +141,14 @@ def _enrolment(account: Account, seed: str) -> Enrolment:
     totp = pyotp.TOTP(seed, digits=_DIGITS, interval=STEP_S)
     uri = totp.provisioning_uri(name=account.login, issuer_name=ISSUER)
     return Enrolment(secret=seed, uri=uri)
+
+
+def _is_shown_to(held: dict[str, Any], visit: str) -> bool:
+    return held.get("in_use") is False and held.get("visit") == _name_of(visit)
+
+
+def _name_of(visit: str) -> str:
+    return hashlib.sha256(visit.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _path(account: Account) -> str:

@@ -46,6 +46,7 @@ def provider(tmp_path: Path, *keys: dict[str, Any], **more: Any) -> IdentityProv
     path.write_text(json.dumps({"keys": keys or (jwk(KEY, "a"), jwk(CURVE, "c"))}))
     values: dict[str, Any] = {
         "issuer": ISSUER, "audience": "havengate", "jwks_file": str(path), "leeway_s": 0.0,
+        "fhir_bases": ("https://ehr.example/r4",),
     }  # fmt: skip
     return IdentityProviderSettings(**values | more)
 
@@ -226,7 +227,9 @@ async def test_anything_else_is_no_token(tokens: BearerTokens, text: str) -> Non
 
 
 def who(**changes: Any) -> Identified | None:
-    settings_ = IdentityProviderSettings(issuer=ISSUER, audience="havengate")
+    settings_ = IdentityProviderSettings(
+        issuer=ISSUER, audience="havengate", fhir_bases=("https://ehr.example/r4/",)
+    )
     return identified_by(claims(**changes), settings_, roles=frozenset(ROLES))
 
 
@@ -298,7 +301,7 @@ def test_roles_are_those_that_rules_know_or_that_are_mapped() -> None:
         claims(realm_access={"roles": ["Arzt", "clinician"]}),
         IdentityProviderSettings(
             issuer=ISSUER,
-            audience="x",
+            audience="https://ehr.example/r4",
             roles_claim="realm_access.roles",
             roles={"Arzt": "clinician", "Pflege": "nurse"},
         ),
