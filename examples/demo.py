@@ -51,14 +51,16 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description="A gateway, a clinic, a morning.")
     parser.add_argument("--once", action="store_true", help="end after the morning")
-    once = parser.parse_args().once
+    parser.add_argument("--any-ports", action="store_true", help="do not try the usual ports")
+    words = parser.parse_args()
+    once = words.once
     # Stopping from outside must stop what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started_at = time.monotonic()
     HOME.mkdir(parents=True, exist_ok=True)
     console.print("[bold]Havengate[/]: a gateway in front of a clinic that knows nothing of it\n")
     with ExitStack() as stack:
-        ports = free_ports()
+        ports = free_ports(usual=not words.any_ports)
         configure(ports)
         stack.enter_context(clinic(ports["clinic"]))
         people = accounts()
@@ -80,10 +82,10 @@ def main() -> None:
 # --- Starting -------------------------------------------------------------------------------------
 
 
-def free_ports() -> dict[str, int]:
+def free_ports(*, usual: bool) -> dict[str, int]:
     """The usual ports, or others where those are taken."""
     return {
-        name: port if is_free(port) else any_free()
+        name: port if usual and is_free(port) else any_free()
         for name, port in (("gateway", 8443), ("admin", 8444), ("clinic", 8090))
     }
 
