@@ -244,7 +244,12 @@ def _add_break_glass(app: typer.Typer, open_program: OpenProgram) -> None:
         as_json: JSONOption = False,
     ) -> None:
         """Show who opened whose record in an emergency, and why, for review."""
+        from gateway.identity.shared_secret import SharedSecret
+        from gateway.identity.wiring import REASONS_SECRET
+
         with open_program() as program, program.recorded("users_break_glass"):
+            secret = SharedSecret.open(program.kv, REASONS_SECRET, program.directory.database)
+            program.directory.grants.keep_reasons_under(secret)
             grants = program.directory.grants.since(program.clock() - days * 86_400)
             logins = {one.id: one.login for one in program.directory.accounts.all()}
         found = [

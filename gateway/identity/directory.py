@@ -40,13 +40,14 @@ class Directory:
         Raises `GatewayConfigurationError` for a URL, file or version that is not acceptable.
         """
         database = DirectoryDatabase(url)
+        emergencies = Grants(database, clock=clock)
         return cls(
             database=database,
             accounts=Accounts(database, clock=clock),
-            sessions=Sessions(database, settings=settings, clock=clock),
+            sessions=Sessions(database, settings=settings, clock=clock, emergencies=emergencies),
             attempts=Attempts(database, settings=settings, clock=clock),
             devices=Devices(database, clock=clock),
-            grants=Grants(database, clock=clock),
+            grants=emergencies,
             revocations=Revocations(database, clock=clock),
         )
 

@@ -1,4 +1,8 @@
-"""Emergency grants (break-glass): who may open whose record, why, and until when."""
+"""Emergency grants (break-glass): who may open whose record, why, and until when.
+
+A reason tells of a patient's state: in the database it is sealed by a secret of the key server. The
+key is one for all reasons, so erasing a patient does not destroy what was written about him here.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import Any, Final
 
 from sqlalchemy import Row, func, insert, select, update
 
-from gateway.errors import AccountError
+from gateway.errors import AccountError, UnavailableError
 from gateway.identity.database import DirectoryDatabase
 from gateway.identity.records import Grant
 from gateway.identity.schema import grants
+from gateway.identity.shared_secret import SharedSecret
 from keys.ports import Clock
 
 MIN_REASON_CHARACTERS: Final = 10
@@ -30,6 +35,11 @@ class Grants:
     def __init__(self, database: DirectoryDatabase, *, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._secret: SharedSecret | None = None
+
+    def keep_reasons_under(self, secret: SharedSecret) -> None:
+        """Seal and open reasons with this. Without it no grant is opened, and no reason shown."""
+        self._secret = secret
 
     def open(
         self, account: str, *, patient: str, reason: str, duration_s: int, name: str | None = None
@@ -40,6 +50,12 @@ class Grants:
         many are open.
         """
         check_grant(patient=patient, reason=reason, duration_s=duration_s)
+        secret = self._secret
+        if secret is None:
+            raise UnavailableError(
+                "expected the secret that seals reasons, got none; open the directory by Identity",
+                "gateway.shared_secret",
+            )
         now = self._clock()
         grant = Grant(
             id=name or uuid.uuid4().hex,
@@ -65,7 +81,7 @@ class Grants:
                     id=grant.id,
                     account=account,
                     patient=patient,
-                    reason=grant.reason,
+                    reason=secret.seal("reason", grant.reason, grant.id, account, patient),
                     begins_at=grant.begins_at,
                     ends_at=grant.ends_at,
                 )
@@ -80,7 +96,7 @@ class Grants:
                 .where(grants.c.account == account, grants.c.ends_at > self._clock())
                 .order_by(grants.c.begins_at.desc())
             ).all()
-        return [grant_of(row) for row in rows]
+        return [self.of_row(row) for row in rows]
 
     def since(self, begins_at: float) -> list[Grant]:
         """All grants since then, open or not, the latest first: what is to be reviewed."""
@@ -90,7 +106,7 @@ class Grants:
                 .where(grants.c.begins_at >= begins_at)
                 .order_by(grants.c.begins_at.desc())
             ).all()
-        return [grant_of(row) for row in rows]
+        return [self.of_row(row) for row in rows]
 
     def end(self, account: str, grant: str) -> None:
         """End a grant of this account now; those of others are not touched."""
@@ -101,6 +117,20 @@ class Grants:
                 .where(grants.c.id == grant, grants.c.account == account, grants.c.ends_at > now)
                 .values(ends_at=now)
             )
+
+    def of_row(self, row: Row[Any]) -> Grant:
+        """The grant that a row of the table holds; without a reason if it cannot be read."""
+        reason = None
+        if self._secret is not None:
+            reason = self._secret.unseal("reason", row.reason, row.id, row.account, row.patient)
+        return Grant(
+            id=row.id,
+            account=row.account,
+            patient=row.patient,
+            reason=reason or "",
+            begins_at=row.begins_at,
+            ends_at=row.ends_at,
+        )
 
 
 def check_grant(*, patient: str, reason: str, duration_s: int) -> None:
@@ -114,15 +144,3 @@ def check_grant(*, patient: str, reason: str, duration_s: int) -> None:
         )
     if not 0 < duration_s <= MAX_DURATION_S:
         raise AccountError("expected at most four hours; ask for less")
-
-
-def grant_of(row: Row[Any]) -> Grant:
-    """The grant that a row of the table holds."""
-    return Grant(
-        id=row.id,
-        account=row.account,
-        patient=row.patient,
-        reason=row.reason,
-        begins_at=row.begins_at,
-        ends_at=row.ends_at,
-    )

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from gateway.errors import AccountError
 from gateway.identity.accounts import account_of
 from gateway.identity.database import DirectoryDatabase
-from gateway.identity.grants import grant_of
+from gateway.identity.grants import Grants
 from gateway.identity.records import Session, SessionView
 from gateway.identity.schema import accounts, grants, sessions
 from gateway.settings import SessionSettings
@@ -43,9 +43,15 @@ class Sessions:
     """Makes, reads and ends sessions. Thread-safe."""
 
     def __init__(
-        self, database: DirectoryDatabase, *, settings: SessionSettings, clock: Clock
+        self,
+        database: DirectoryDatabase,
+        *,
+        settings: SessionSettings,
+        clock: Clock,
+        emergencies: Grants,
     ) -> None:
         self._database = database
+        self._emergencies = emergencies
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
@@ -93,7 +99,7 @@ class Sessions:
         return SessionView(
             session=_session_of(row),
             account=account_of(owner),
-            grants=tuple(grant_of(one) for one in found),
+            grants=tuple(self._emergencies.of_row(one) for one in found),
         )
 
     def state(self, view: SessionView) -> Literal["valid", "revoked", "expired"]:

@@ -1,7 +1,7 @@
 """Everything of identity, put together once per process: settings and outside parts in.
 
 The program root calls `Identity.open` in a thread, because it reads the database, the key files and
-two secrets on the key server.
+three secrets on the key server.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from policies.model import ROLES
 #: Secrets on the key server, below the store's root.
 PAIRWISE_SECRET = "identity/pairwise"  # noqa: S105 - the path of a secret
 FORMS_SECRET = "identity/forms"  # noqa: S105 - the path of a secret
+REASONS_SECRET = "identity/reasons"  # noqa: S105 - the path of a secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,8 @@ class Identity:
             )
             pairwise = SharedSecret.open(store, PAIRWISE_SECRET, directory.database)
             forms = SharedSecret.open(store, FORMS_SECRET, directory.database)
+            reasons = SharedSecret.open(store, REASONS_SECRET, directory.database)
+            directory.grants.keep_reasons_under(reasons)
         except BaseException:
             directory.close()
             raise

@@ -349,3 +349,35 @@ def test_those_who_may_open_a_record_are_those_of_the_rules() -> None:
     pack = Path("policies/packs/70-break-glass.cedar").read_text(encoding="utf-8")
     rule = pack[pack.index('@id("break-glass.open")') : pack.index('@id("break-glass.needed")')]
     assert set(re.findall(r'Role::"([a-z-]+)"', rule)) == ROLES_THAT_MAY
+
+
+async def test_the_reason_of_an_emergency_is_not_in_clear_in_the_database(
+    one: Bench, browser: Browser
+) -> None:
+    await browser.sign_in(one.clinician())
+    page = await browser.get("break-glass")
+    asked = {"patient": "3", "reason": "overdose of somebody", "minutes": "60"}
+    await browser.submit(page, "break-glass", **asked)
+    path = one.identity.directory.database._engine.url.database
+    assert path is not None
+    raw = b""
+    for suffix in ("", "-wal"):
+        with open(path + suffix, "rb") as file:  # noqa: ASYNC230, PTH123 - a small file of a test
+            raw += file.read()
+    assert b"overdose" not in raw
+    assert b"overdose of somebody" in (await browser.get("break-glass")).body
+
+
+async def test_a_reason_moved_to_another_grant_is_none(one: Bench) -> None:
+    account = one.clinician()
+    grants = one.identity.directory.grants
+    for patient in ("3", "4"):
+        grants.open(account.id, patient=patient, reason=f"fell in room {patient}", duration_s=60)
+    with one.identity.directory.database.writing() as connection:
+        (sealed,) = connection.exec_driver_sql(
+            "SELECT reason FROM grants WHERE patient = '3'"
+        ).one()
+        connection.exec_driver_sql("UPDATE grants SET reason = ?", (sealed,))
+    assert {one.patient: one.reason for one in grants.of(account.id)} == {
+        "3": "fell in room 3", "4": "",
+    }  # fmt: skip
