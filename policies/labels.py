@@ -41,6 +41,8 @@ _KNOWN: Final = {label.upper(): label for label in LABELS} | {
     "MST": "SDV",
     "VIO": "SDV",
 }
+#: HL7's own code system of labels: also where a type or category is written with one.
+_LABEL_SYSTEM: Final = "v3-ActCode"
 _RANK: Final = {level: rank for rank, level in enumerate(CONFIDENTIALITY)}
 
 
@@ -123,7 +125,7 @@ class Labeller:
             elif isinstance(value, dict):
                 if "resourceType" in value:
                     in_consent = value["resourceType"] == "Consent"
-                self._look(value, codes)
+                self._look(value, codes, in_consent=in_consent)
                 for key, item in value.items():
                     if isinstance(item, dict | list):
                         if key == "security" or (key == "securityLabel" and not in_consent):
@@ -141,7 +143,7 @@ class Labeller:
             "Ask for less at once."
         )
 
-    def _look(self, value: dict[str, Any], codes: set[str]) -> None:
+    def _look(self, value: dict[str, Any], codes: set[str], *, in_consent: bool) -> None:
         kind = value.get("resourceType")
         if isinstance(kind, str):
             codes |= self._tables.resource_types.get(kind, frozenset())
@@ -152,6 +154,10 @@ class Labeller:
             system = value.get("system")
             known = isinstance(system, str) and len(system) <= MAX_SYSTEM
             codes |= self._find(str(system) if known else "", code)
+            # A consent names labels without having them; anything else that names one has it.
+            if not in_consent and known and str(system).rstrip("/").endswith(_LABEL_SYSTEM):
+                label = _KNOWN.get(code.upper())
+                codes |= {label} if label else set()
 
     def _completed(self, labels: Labels) -> Labels:
         """Add what the labels found imply, and raise confidentiality to what they ask for."""

@@ -214,7 +214,7 @@ def released_headers(headers: Headers, route: Route, *, location: bool = False) 
     kept += [
         (name, value)
         for name, value in headers
-        if name == "set-cookie" and not value.lstrip().lower().startswith(_OWN_COOKIE)
+        if name == "set-cookie" and not value.lstrip(" \t=").lower().startswith(_OWN_COOKIE)
     ]
     target = headers.get("location")
     if location and target is not None:

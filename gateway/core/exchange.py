@@ -76,6 +76,9 @@ from policies.store import InForce
 #: Of a form on one of the gateway's own pages.
 OWN_BODY_BYTES = 65_536
 
+#: While content passes in pieces.
+RECHECK_S = 2.0
+
 _ACTIONS: dict[str, Action] = {
     "GET": "read", "HEAD": "read", "POST": "create", "PUT": "update", "PATCH": "patch",
     "DELETE": "delete",
@@ -138,6 +141,7 @@ class _Exchange:
     ended: bool = False
     answering: bool = False
     streaming: bool = False
+    checked: float = 0.0
     status: int = 0
     failure: str | None = None
     mistake: str | None = None
@@ -273,7 +277,8 @@ class _Exchange:
     def _stream_opened(
         self, enforcement: Enforcement, *, keep: _Keeping, has_body: bool
     ) -> Steps[None]:
-        if has_body and not (yield from self._upload(enforcement.trail)):
+        self.checked = self.started
+        if has_body and not (yield from self._upload(enforcement)):
             return
         answer = yield ReceiveHead()
         if not isinstance(answer, ResponseHead):
@@ -288,11 +293,11 @@ class _Exchange:
         self.answering, self.status = True, answer.status
         if (yield StartResponse(head=head)) is Signal.GONE:
             return
-        yield from self._download()
+        yield from self._download(enforcement)
 
-    def _upload(self, trail: Trail) -> Steps[bool]:
+    def _upload(self, enforcement: Enforcement) -> Steps[bool]:
         """Pass the body on; False if the client went away, which is then in the log."""
-        sent = 0
+        sent, trail = 0, enforcement.trail
         while True:
             piece = yield Receive()
             if piece is Signal.GONE:
@@ -305,6 +310,8 @@ class _Exchange:
             sent += len(piece)
             if sent > self.site.limits.streamed_bytes:
                 raise BadRequestError("The body is larger than may pass here.", status=413)
+            if not (yield from self._is_still_welcome(enforcement)):
+                raise UnavailableError("The session ended meanwhile.", "gateway.session_ended")
             answer = yield SendUpstream(data=piece)
             if answer is Signal.END:
                 trail.bytes_in = sent
@@ -319,7 +326,7 @@ class _Exchange:
             raise upstream_failure(answer)
         return True
 
-    def _download(self) -> Steps[None]:
+    def _download(self, enforcement: Enforcement) -> Steps[None]:
         received = 0
         while True:
             piece = yield ReceiveUpstream()
@@ -335,9 +342,25 @@ class _Exchange:
                 self.failure = "gateway.answer_too_large"
                 yield EndResponse(broken=True)
                 return
+            if not (yield from self._is_still_welcome(enforcement)):
+                self.failure = "gateway.session_ended"
+                yield EndResponse(broken=True)
+                return
             if (yield Release(data=piece)) is Signal.GONE:
                 self.failure = "gateway.client_gone"
                 return
+
+    def _is_still_welcome(self, enforcement: Enforcement) -> Steps[bool]:
+        """Whether the one who asked is still signed in: looked at every `RECHECK_S` seconds.
+
+        A session that was ended, or an account that was locked, ends what is on its way, too.
+        """
+        now, identified = self.site.clock(), enforcement.identified
+        if identified is _ANYBODY or now - self.checked < RECHECK_S:
+            return True
+        self.checked = now
+        answer = yield Identify(head=self.head, route=enforcement.route)
+        return isinstance(answer, Identified) and answer.principal.id == identified.principal.id
 
     # --- The gateway's own pages --------------------------------------------------------------
 

@@ -22,7 +22,7 @@ break-glass is offered where the request names the patient.
 What this cannot hide: that an id is taken from somebody who tries to create a record under it
 (`PUT`: 404 instead of 201); what an app tells by refusing a change, for example because a closed
 record refers to the one to be deleted; and what stands in an open record about a closed one, such
-as a reference to it or, in a Binary, its content without its labels.
+as a reference to it. A Binary carries no labels, so nobody gets one through the gateway.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ class Records:
         owners, open_ = ownership(content)
         patients = owners if patients is None else patients
         known = not open_ and (bool(patients) or not is_patient_type(kind))
+        # What is in a Binary cannot be labelled: it could be the text of a closed note.
+        known = known and kind != "Binary"
         one = content.get("id")
         return Record(
             content=content,

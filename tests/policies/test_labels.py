@@ -319,3 +319,12 @@ def test_no_entry_has_a_label_that_the_bundle_lacks(contents: list[object]) -> N
         assert entry.codes <= found.whole.codes
         assert entry | found.whole == found.whole
         assert entry == labels({"resource": content})
+
+
+def test_a_label_written_as_a_type_or_category_counts_and_in_a_consent_does_not() -> None:
+    labeller = Labeller(load_tables([]))
+    code = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "PSYTHPN"}
+    note = {"resourceType": "DocumentReference", "type": {"coding": [code]}}
+    assert "PSYTHPN" in labeller.label(note, kind="ehr").whole.codes
+    consent = {"resourceType": "Consent", "provision": {"securityLabel": [code]}}
+    assert "PSYTHPN" not in labeller.label(consent, kind="ehr").whole.codes

@@ -340,3 +340,18 @@ def test_a_note_that_is_labelled_in_odd_places_is_still_a_note() -> None:
         here = clinic(odd)
         answers = (here.get("/DocumentReference/x"), here.get("/DocumentReference"))
         assert b"c2VjcmV0" not in answers[0].body + answers[1].body, odd
+
+
+def test_bytes_that_carry_no_labels_are_not_released_to_anybody() -> None:
+    binary = {
+        "resourceType": "Binary",
+        "id": "b1",
+        "contentType": "text/plain",
+        "securityContext": {"reference": "Patient/p1"},
+        "data": "U2VjcmV0IG9mIHRoZSBub3RlLg==",
+    }
+    here = clinic(binary, observation("o1", "p1"))
+    assert here.ask("GET", "/Observation/o1").status == 200
+    assert here.ask("GET", "/Binary/b1").status == 404
+    assert here.ask("PUT", "/Binary/b1", binary).status in {403, 404, 422}
+    assert {method for method, _, _ in requests(here)} <= {"GET"}
