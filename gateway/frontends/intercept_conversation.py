@@ -12,6 +12,7 @@ import asyncio
 import re
 import time
 from collections import deque
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -284,8 +285,8 @@ class Conversation:
     async def _say_head(self, status: int, fields: list[tuple[str, str]]) -> None:
         final = status >= HTTPStatus.OK
         self._started = self._started or final
-        if final and not self._whole:
-            # What is left of the request is not read: the next one could be hidden in it.
+        if final and (not self._whole or status == HTTPStatus.BAD_REQUEST):
+            # What follows is not read: in what was not understood another request could hide.
             fields = [*fields, ("connection", "close")]
         await self._line.say(ResponseHeaders(self._stream_id, raw_response(status, fields)))
 
@@ -340,6 +341,9 @@ def raw_response(status: int, fields: list[tuple[str, str]]) -> http.Response:
 def _sent(head: ResponseHead) -> list[tuple[str, str]]:
     fields = [pair for pair in head.headers.fields if pair[0] not in _NOT_SENT]
     fields.append(("server", "Havengate"))
+    if head.headers.get("date") is None:
+        # RFC 9110 section 6.6.1.
+        fields.append(("date", formatdate(usegmt=True)))
     return fields
 
 

@@ -9,10 +9,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import mitmproxy.ctx
 import orjson
 import pytest
 import structlog
@@ -25,33 +25,56 @@ from tests.gateway.frontends.outside import Bench, bench, free_port, make_author
 from tests.openbao import wait_until
 
 
+class Shared:
+    """A bench that most tests share. One proxy runs in a process: it makes way for others."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Bench]]) -> None:
+        self._make = make
+        self._held = ExitStack()
+        self._bench: Bench | None = None
+
+    def open(self) -> Bench:
+        if self._bench is None:
+            self._bench = self._held.enter_context(self._make())
+        return self._bench
+
+    def close(self) -> None:
+        self._bench = None
+        self._held.close()
+
+
 @pytest.fixture(scope="module")
 def shared(
     vault: Callable[[str], VaultClient], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
-    directory = tmp_path_factory.mktemp("way-out")
-    with bench(directory, vault("gateway"), timeout_s=2.0) as made:
-        yield made
+) -> Iterator[Shared]:
+    made = Shared(
+        lambda: bench(tmp_path_factory.mktemp("way-out"), vault("gateway"), timeout_s=2.0)
+    )
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def way_out(shared: Bench) -> Iterator[Bench]:
+def alone(shared: Shared) -> None:
+    """For tests with a proxy of their own."""
+    shared.close()
+
+
+@pytest.fixture
+def way_out(shared: Shared) -> Iterator[Bench]:
     """The shared bench, with nothing remembered."""
-    shared.idle()
-    shared.log.before = lambda _stage: None
-    shared.log.memory.held.clear()
-    shared.log.memory.fail = None
-    shared.tape.events.clear()
-    for host in (shared.outside, shared.plain):
+    made = shared.open()
+    made.idle()
+    made.log.before = lambda _stage: None
+    made.log.memory.held.clear()
+    made.log.memory.fail = None
+    made.tape.events.clear()
+    for host in (made.outside, made.plain):
         host.requests.clear()
         host.connections = 0
-    shared.summaries.clear()
-    # mitmproxy knows one proxy in a process: the one started last.
-    assert shared.proxy._master is not None
-    mitmproxy.ctx.master = shared.proxy._master
-    mitmproxy.ctx.options = shared.proxy._master.options
-    yield shared
-    assert shared.proxy.alive
+    made.summaries.clear()
+    yield made
+    assert made.proxy.alive
 
 
 def untouched(way_out: Bench) -> bool:
@@ -543,6 +566,7 @@ def test_an_app_that_goes_away_leaves_no_open_intent(way_out: Bench) -> None:
 # --- Benches of their own -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_host_that_is_down_is_a_bad_gateway_and_one_that_is_slow_a_time_out(
     vault: Callable[[str], VaultClient], tmp_path: Path
 ) -> None:
@@ -568,6 +592,7 @@ def test_a_host_that_is_down_is_a_bad_gateway_and_one_that_is_slow_a_time_out(
         ]
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_host_whose_certificate_is_for_another_is_not_called(
     vault: Callable[[str], VaultClient], tmp_path: Path
 ) -> None:
@@ -578,6 +603,7 @@ def test_a_host_whose_certificate_is_for_another_is_not_called(
         assert made.log.entries[-1].reason == "gateway.upstream_untrusted"
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_host_whose_authority_is_not_trusted_is_not_called(
     vault: Callable[[str], VaultClient], tmp_path: Path
 ) -> None:
@@ -590,16 +616,32 @@ def test_a_host_whose_authority_is_not_trusted_is_not_called(
         assert made.outside.requests == []
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_port_that_is_taken_is_told_at_the_start(
+    vault: Callable[[str], VaultClient], tmp_path: Path
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(GatewayConfigurationError, match=r"gateway\.outbound\.port"),
+        bench(tmp_path, vault("gateway"), port=taken.getsockname()[1]),
+    ):
+        pass
+    with bench(tmp_path, vault("gateway")) as made:
+        assert made.call()[0] == 200
+
+
+def test_a_second_proxy_in_a_process_is_refused(
     vault: Callable[[str], VaultClient], tmp_path: Path, way_out: Bench
 ) -> None:
     with (
-        pytest.raises(GatewayConfigurationError, match=r"gateway\.outbound\.port"),
-        bench(tmp_path, vault("gateway"), port=way_out.port),
+        pytest.raises(GatewayConfigurationError, match="no other mitmproxy"),
+        bench(tmp_path, vault("gateway")),
     ):
         pass
+    assert way_out.call()[0] == 200
 
 
+@pytest.mark.usefixtures("alone")
 def test_without_vault_no_certificate_and_no_call(
     vault: Callable[[str], VaultClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,6 +659,7 @@ def test_no_certificate_is_asked_for_a_host_that_is_not_listed(way_out: Bench) -
         way_out.proxy.leaves.ensure("other.example.com")
 
 
+@pytest.mark.usefixtures("alone")
 def test_stopping_ends_what_is_under_way_in_the_log(
     vault: Callable[[str], VaultClient], tmp_path: Path
 ) -> None:
