@@ -66,7 +66,11 @@ FINAL_STAGES: Final = frozenset({"outcome", "closed"})
 
 # None of them matches the beginning of a JSON Web Token, `eyJ`, which is the base64 of `{"`.
 # A segment of a code is SHOUTED, lower-case or camelCase, as names are and random text is not.
-_SEGMENT = "(?:[A-Z0-9]{1,24}|(?=[A-Za-z0-9]{1,24}(?![A-Za-z0-9]))[a-z0-9]*(?:[A-Z][a-z0-9]+)*)"
+# One label of HL7's is spelt as none of these.
+_SEGMENT = (
+    "(?:42CFRPart2|[A-Z0-9]{1,24}"
+    "|(?=[A-Za-z0-9]{1,24}(?![A-Za-z0-9]))[a-z0-9]*(?:[A-Z][a-z0-9]+)*)"
+)
 _REQUEST = re.compile(r"(?!eyJ)[A-Za-z0-9][A-Za-z0-9-]{0,63}").fullmatch
 _CODE = re.compile(rf"(?!eyJ){_SEGMENT}(?:[._:/-]{_SEGMENT}){{0,5}}").fullmatch
 _PURPOSE = re.compile(r"[A-Z][A-Z0-9]{1,23}").fullmatch
