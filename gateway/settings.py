@@ -152,7 +152,10 @@ class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class DestinationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A host that apps may call, and for what. `*.example.org` is every host below it."""
+    """A host that apps may call, and for what. `*.example.org` is every host below it.
+
+    `apps` are the names of those that may; empty: every app of the section may.
+    """
 
     host: str
     port: Port = 443

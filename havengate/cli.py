@@ -27,7 +27,7 @@ from audit.errors import (
     WitnessError,
 )
 from gateway import cli as gateway_cli
-from gateway import cli_users
+from gateway import cli_outbound, cli_users
 from gateway.checks import Finding
 from gateway.errors import DirectoryError, GatewayConfigurationError, GatewayError, UnavailableError
 from havengate import __version__
@@ -111,6 +111,9 @@ def build() -> typer.Typer:
         gateway_cli.GatewayCommands(file=_config_file, checks=_findings, up=_run_gateway),
     )
     app.add_typer(cli_users.build(_open_users), name="users")
+    app.add_typer(
+        cli_outbound.build(lambda: _settings().gateway.outbound, _config_file), name="outbound"
+    )
     return app
 
 

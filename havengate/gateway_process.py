@@ -42,6 +42,7 @@ from gateway.settings import GatewaySettings
 from havengate.checking import check_files, readiness
 from havengate.configuration import FILE_VARIABLE, Configuration, load
 from havengate.operational_log import configure
+from havengate.outbound_process import check_outbound, way_out
 from havengate.wiring import NothingRecorded, OpenKeys, new_request_id, open_keys, open_program
 from keys.blindindex import BlindIndex
 from keys.certificates import CertificateManager
@@ -122,7 +123,7 @@ class _Holding:
 
 
 def check_settings(settings: GatewaySettings) -> None:
-    """Raise `GatewayConfigurationError` for what can be seen to be wrong without any I/O."""
+    """Raise `GatewayConfigurationError` for what is wrong in the section and the files it names."""
     if not settings.routes:
         raise GatewayConfigurationError(
             "expected at least one app in [[gateway.routes]], got none; write a first "
@@ -130,6 +131,7 @@ def check_settings(settings: GatewaySettings) -> None:
         )
     compile_routes(settings.routes)
     make_handlers(settings.routes, Pager(bytes(32)))
+    check_outbound(settings.outbound)
 
 
 def check_port(host: str, port: int, setting: str) -> None:
@@ -234,6 +236,8 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
     check_files(settings, file)
     check_port(gateway.host, gateway.port, "gateway.port")
     check_port("127.0.0.1", gateway.admin_port, "gateway.admin_port")
+    if gateway.outbound.apps:
+        check_port(gateway.outbound.host, gateway.outbound.port, "gateway.outbound.port")
     rules = len(load_in_force(settings.policies).engine.bundle.rules)
     # Nothing that is made from here on is for others to read, whatever makes it.
     os.umask(0o077)
@@ -252,9 +256,10 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
         stack.enter_context(serving_log(program.log.writer, Path(settings.audit.socket)))
         numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
         os.environ[metrics.DIRECTORY_VARIABLE] = numbers
+        outbound = stack.enter_context(way_out(settings, os.environ))
         admin = Admin(
             port=gateway.admin_port,
-            checks=readiness(settings, program),
+            checks=readiness(settings, program) + ([outbound.check] if outbound else []),
             metrics=lambda: metrics.exposition(Path(numbers)),
         )
         stack.enter_context(admin)
@@ -263,6 +268,8 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
             say(f"  {route.host or '*'}{route.path}  →  {route.upstream}  ({route.kind})")
         if shown.ca is not None:
             say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
+        if outbound is not None:
+            say(outbound.says)
         say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")
         say("Stop with Ctrl-C.")
         serve(

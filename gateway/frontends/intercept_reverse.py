@@ -343,7 +343,7 @@ class Reception(layer.Layer):
             if isinstance(command, wire.SendData):
                 # What it cannot read it answers with a page that quotes it.
                 self._refused = True
-                head, body = problem(400, "The request is not HTTP/1.1 that can be understood.")
+                head, body = problem(400, "The first lines of the request cannot be understood.")
                 fields = [*head.headers.fields, ("content-length", str(len(body)))]
                 response = raw_response(head.status, [*fields, ("connection", "close")])
                 command.data = http1.assemble_response_head(response) + body  # type: ignore[no-untyped-call]

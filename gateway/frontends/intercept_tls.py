@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.errors import GatewayConfigurationError
+from gateway.outbound.apps import AUTHORITY_FILE
 from keys.errors import VaultRejectedError
 from keys.layout import OUTBOUND_ROLE
 from keys.private_files import write_private
@@ -33,7 +34,6 @@ from keys.vault import VaultClient
 
 #: Of hosts. The list bounds what is asked for, but for names below a wildcard.
 MAX_KEPT = 256
-AUTHORITY_FILE = "ca.pem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,9 @@ class Leaves:
 
         It is no secret: apps run as other users and must read it. Only its owner may change it.
         """
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Whatever the process's mask says of files that nobody else may read.
+        directory.chmod(0o755)
         path = directory / AUTHORITY_FILE
         content = self.authority().public_bytes(Encoding.PEM)
         if not path.exists() or path.read_bytes() != content:

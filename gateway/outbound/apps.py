@@ -31,8 +31,15 @@ _KEY_BYTES = 32
 _LONGEST_CREDENTIALS = 1_024
 _NOBODY = "0" * 64
 
+#: Where, in the section's directory, the authority is that apps must trust.
+AUTHORITY_FILE = "ca.pem"
 #: What an app without credentials is told (RFC 7617 section 2).
 CHALLENGE = 'Basic realm="havengate", charset="UTF-8"'
+
+
+def is_name(text: str) -> bool:
+    """Whether an app may be called that."""
+    return _NAME(text) is not None
 
 
 def new_key() -> str:
@@ -89,7 +96,7 @@ def load_apps(settings: OutboundSettings) -> Apps:
     """
     by_name: dict[str, _App] = {}
     for app in settings.apps:
-        if not _NAME(app.name) or app.name in by_name:
+        if not is_name(app.name) or app.name in by_name:
             raise GatewayConfigurationError(
                 f"gateway.outbound.apps: {app.name!r} must be a name of lower-case letters, digits "
                 "and hyphens that no other app has."
