@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -55,6 +56,10 @@ def _sockets() -> Iterator[socket.socket]:
 
 def _duplicate(number: int) -> socket.socket | None:
     try:
+        # Of files nothing may be duplicated: closing the duplicate would drop this process's locks
+        # on them (POSIX fcntl), on which SQLite relies.
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            return None
         copy = os.dup(number)
     except OSError:
         return None
