@@ -290,7 +290,15 @@ class Site:
         """The files in which these words stand, byte by byte, whatever their format."""
         wanted = secret.encode()
         files = [one for one in (self.home / below).rglob("*") if one.is_file()]
-        return [one for one in files if one.name != "havengate.toml" and wanted in one.read_bytes()]
+        return [one for one in files if one.name != "havengate.toml" and wanted in _bytes_of(one)]
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        # The log goes on being published: new tiles are written beside their place and moved there.
+        return b""
 
 
 def is_ready(url: str) -> bool:

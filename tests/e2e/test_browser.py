@@ -76,7 +76,7 @@ def test_a_clinician_signs_in_sees_her_patient_and_breaks_the_glass(
     page.goto(f"{site.gateway.base}/patients/6")
     page.wait_for_load_state("networkidle")
     page.screenshot(path=tmp_path / "patient.png", full_page=True)
-    (own,) = [one for one in context.cookies() if one["name"].startswith("__Host-")]
+    own = next(one for one in context.cookies() if one["name"] == "__Host-havengate")
     assert (own["httpOnly"], own["secure"], own["path"]) == (True, True, "/")
     assert own["sameSite"] in {"Lax", "Strict"}
     assert not own["domain"].startswith(".")
