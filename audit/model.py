@@ -68,8 +68,7 @@ FINAL_STAGES: Final = frozenset({"outcome", "closed"})
 # A segment of a code is SHOUTED, lower-case or camelCase, as names are and random text is not.
 # One label of HL7's is spelt as none of these.
 _SEGMENT = (
-    "(?:42CFRPart2|[A-Z0-9]{1,24}"
-    "|(?=[A-Za-z0-9]{1,24}(?![A-Za-z0-9]))[a-z0-9]*(?:[A-Z][a-z0-9]+)*)"
+    "(?:42CFRPart2|[A-Z0-9]{1,24}|(?=[A-Za-z0-9]{1,24}(?![A-Za-z0-9]))[a-z0-9]*(?:[A-Z][a-z0-9]+)*)"
 )
 _REQUEST = re.compile(r"(?!eyJ)[A-Za-z0-9][A-Za-z0-9-]{0,63}").fullmatch
 _CODE = re.compile(rf"(?!eyJ){_SEGMENT}(?:[._:/-]{_SEGMENT}){{0,5}}").fullmatch
