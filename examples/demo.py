@@ -330,14 +330,19 @@ def show_doors(base: str, people: dict[str, dict[str, str]], ports: dict[str, in
     console.print(f"  {base}/patients/1", style="bold cyan")
     for name, account in people.items():
         secret = secret_of(account["second_factor_uri"])
-        console.print(f"  {name:<10} password {account['password']}   TOTP secret {secret}")
+        console.print(f"  {name:<10} password {account['password']}", soft_wrap=True)
+        console.print(f"             TOTP secret {secret}", soft_wrap=True)
     console.print("\n  The browser asks about the certificate, because it was issued here.")
     console.print("  Codes: any authenticator app, or  oathtool -b --totp SECRET")
     console.print(f"  Health and metrics: http://127.0.0.1:{ports['admin']}/readyz  /metrics")
     console.print("  Who saw what:")
     command = f".venv/bin/havengate --config {HOME}/havengate.toml"
-    for words in ("audit search --patient Patient/1", "audit verify", "policy explain --help"):
-        console.print(f"    {command} {words}")
+    for words in (
+        "audit search --patient Patient/1 --reveal",
+        "audit verify",
+        "policy explain --help",
+    ):
+        console.print(f"    {command} {words}", soft_wrap=True)
     console.print("\nCtrl-C stops everything; what was written stays in ./var/demo.")
 
 

@@ -23,6 +23,7 @@ from gateway.first_configuration import (
     check_kind,
     check_upstream,
     suggested_content,
+    suggested_role,
     write_first,
 )
 
@@ -52,7 +53,9 @@ def _init(commands: GatewayCommands) -> Callable[..., None]:
         upstream: Annotated[str, typer.Option(help="Address of the app.")] = "",
         kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "",
         content: Annotated[str, typer.Option(help="fhir, or opaque for anything else.")] = "",
-        port: Annotated[int, typer.Option(help="Port for people to come in by.")] = 0,
+        port: Annotated[
+            int, typer.Option(help="For people to come in by.", show_default=False)
+        ] = 0,
         force: Annotated[bool, typer.Option("--force", help="Replace a file.")] = False,
     ) -> None:
         """Write a first configuration: four questions, or their answers as options."""
@@ -82,7 +85,8 @@ def _init(commands: GatewayCommands) -> Callable[..., None]:
         path.write_text(write_first(first), encoding="utf-8")
         typer.echo(f"Wrote {path}. Next:")
         typer.echo("  havengate check                        says what is wrong, if anything is")
-        typer.echo("  havengate users add NAME --role clinician   makes the first account")
+        role = suggested_role(chosen)
+        typer.echo(f"  havengate users add NAME --role {role}    makes the first account")
         typer.echo("  havengate up                           starts the gateway")
 
     return init

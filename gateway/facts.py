@@ -346,7 +346,7 @@ class FactsSource:
 _NOBODY: Final = (None, 0.0)
 _REMEDIES: Final = {
     "Consent": "make the app answer Consent?patient=…, or, if it has no such records, write "
-    "patient_consents = “none” in its route",
+    'patient_consents = "none" in its route',
 }
 _KEPT_OUT: Final = frozenset({
     HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS,

@@ -64,6 +64,20 @@ def check_kind(text: str) -> ServiceKind:
     raise GatewayConfigurationError(f"“{text}” is no kind of service. Known are: {known}.")
 
 
+#: A built-in role that the rules let into such a service.
+_ROLES: dict[ServiceKind, str] = {
+    "generic": "staff",
+    "crisis": "crisis-worker",
+    "forum": "moderator",
+    "elearning": "staff",
+}
+
+
+def suggested_role(kind: ServiceKind) -> str:
+    """A role for the first account that can use such an app."""
+    return _ROLES.get(kind, "clinician")
+
+
 def suggested_content(kind: ServiceKind) -> Literal["fhir", "opaque"]:
     """Records usually speak FHIR, the rest does not."""
     return "fhir" if kind == "ehr" else "opaque"
@@ -129,6 +143,8 @@ upstream = {upstream}
 content = "fhir"           # bodies are understood and decided record by record
 # Relations (CareTeam, Encounter, generalPractitioner) and consents are asked of the same app.
 patient_facts = "upstream"
+# An app that has no Consent resources: without this, it is closed to all staff.
+# patient_consents = "none"
 fields = [
     # The app keeps only ciphertext of these; `index` lets exact values be found by that parameter.
     {{ path = "Observation.valueString", seal = true }},

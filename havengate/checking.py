@@ -13,7 +13,9 @@ from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from audit.errors import AuditError
 from gateway.checks import Finding
@@ -93,7 +95,7 @@ def findings(load: Callable[[], Configuration], environ: Mapping[str, str]) -> I
     yield _looked("log", lambda: _check_log(settings))
     yield _looked("certificate", lambda: _check_certificate(settings))
     for route in settings.gateway.routes:
-        wrong = upstream_problem(route)
+        wrong = upstream_problem(route) or consents_problem(route)
         yield Finding(
             what=f"app {route.name}",
             good=wrong is None,
@@ -175,6 +177,33 @@ def _check_certificate(settings: Configuration) -> str:
     check_certificate(certificate, key)
     check_lifetime(certificate)
     return f"{certificate} is good"
+
+
+def consents_problem(route: RouteSettings) -> str | None:
+    """One line if a FHIR app has no consents to ask for: then its records open to nobody."""
+    asks = route.content == "fhir" and route.patient_facts == "upstream"
+    if not asks or route.patient_consents == "none":
+        return None
+    # With `strip_path` the app does not have the route's own prefix.
+    base = route.upstream.rstrip("/") + ("" if route.strip_path else route.path.rstrip("/"))
+    request = Request(f"{base}/Consent?_count=1", headers={"accept": "application/fhir+json"})  # noqa: S310 - http or https, checked with the routes
+    context = ssl.create_default_context(cafile=route.ca_file or None)
+    try:
+        with urlopen(request, timeout=_CONNECT_S, context=context) as answer:  # noqa: S310 - as above
+            answer.read(1)
+            return None
+    except HTTPError as error:
+        if error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            return (
+                f"{route.name}: the app wants a sign-in for Consent, so care teams and consents "
+                "cannot be asked for. Let the gateway in without."
+            )
+        return (
+            f"{route.name}: the app has no Consent (it answers {error.code}), so its records are "
+            'closed to all staff. If it keeps no consents, write patient_consents = "none" there.'
+        )
+    except OSError:
+        return f"{route.name}: the app did not answer a question for Consent. Look at its log."
 
 
 def upstream_problem(route: RouteSettings) -> str | None:  # noqa: PLR0911 - one table

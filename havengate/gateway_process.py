@@ -170,6 +170,8 @@ def server_certificate(settings: Configuration, keys: OpenKeys) -> ServerCertifi
         check_lifetime(certificate)
         return ServerCertificate(certificate=certificate, key=key, ca=None, renew=None)
     directory = Path(tls.directory)
+    # Whether the key server answers is said in its own words, with its address.
+    keys.client.token_ttl_s()
     manager = CertificateManager(
         keys.client,
         kind="server",
@@ -280,6 +282,7 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
             workers=gateway.workers,
             renew=shown.renew,
         )
+        say("Stopping …")
 
 
 def _open_directory_once(settings: Configuration) -> None:

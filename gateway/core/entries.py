@@ -154,7 +154,8 @@ class Trail:
         """The outcome, with everything noted since the intent."""
         return End(
             outcome=outcome,
-            status=status,
+            # The log takes plain integers; `HTTPStatus` is an enumeration.
+            status=int(status),
             reason=reason,
             decision="deny" if outcome == "denied" else None,
             resources=tuple(self._resources),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Literal
 
 import pytest
@@ -669,3 +670,14 @@ def test_what_is_on_its_way_ends_soon_after_the_session(method: str) -> None:
         assert world.asked[-2] == c.EndResponse(broken=True)
     else:
         assert world.outcomes()[0].end.outcome == "failed"
+
+
+def test_a_status_with_a_name_is_a_plain_number_in_the_log() -> None:
+    class Refusing(OneRecord):
+        def exchange(self, enforcement: Enforcement, body: bytes) -> Steps[Reply]:
+            yield from enforcement.begin()
+            raise UnsupportedError("Nothing here.", status=HTTPStatus.NOT_FOUND)
+
+    world = treating()
+    world.run(get("/Observation/7"), records(Refusing()))
+    assert type(world.outcomes()[0].end.status) is int
