@@ -216,6 +216,11 @@ def clean_request(head: RequestHead, *, forwarded: bool = True) -> RequestHead:
         for name, value in head.headers.fields
         if name not in named and name not in {"host", "expect", "via"} and _passes_inward(name)
     ]
+    cookies = [value for name, value in kept if name == "cookie"]
+    if len(cookies) > 1:
+        # HTTP/2 clients send cookies in crumbs; HTTP/1.1 knows one field (RFC 9113 section 8.2.3).
+        kept = [pair for pair in kept if pair[0] != "cookie"]
+        kept.append(("cookie", "; ".join(cookies)))
     if any(_is_trailers(name, value) for name, value in head.headers.fields):
         kept.append(("te", "trailers"))
     kept.append(("via", _via(head.headers, head.http_version)))

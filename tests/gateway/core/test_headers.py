@@ -270,3 +270,16 @@ def test_an_upgrade_is_noticed(head: RequestHead) -> None:
 def test_an_offer_of_cleartext_http_2_is_no_upgrade() -> None:
     assert not is_upgrade(request(("connection", "upgrade"), ("upgrade", "h2c")))
     assert not is_upgrade(request())
+
+
+def test_crumbs_of_cookies_reach_the_app_as_one_field() -> None:
+    fields = (
+        ("host", "gateway.test"),
+        ("cookie", "a=1"),
+        ("accept", "*/*"),
+        ("cookie", "b=2; c=3"),
+    )
+    head = RequestHead(
+        method="GET", authority="gateway.test", path="/", headers=Headers(fields), http_version="2"
+    )
+    assert clean_request(head).headers.all("cookie") == ["a=1; b=2; c=3"]
