@@ -93,10 +93,6 @@ def test_a_fhir_server_of_others_is_the_same_behind_the_gateway(
         gateway.kill()
 
 
-@pytest.mark.xfail(
-    reason="signed in, but the page of classes does not come up, though nothing was denied",
-    strict=False,
-)
 def test_a_learning_platform_of_others_is_the_same_behind_the_gateway(
     kolibri_server: str, home: Path
 ) -> None:

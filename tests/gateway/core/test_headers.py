@@ -227,8 +227,8 @@ def test_host_and_expect_stay_here() -> None:
 
 
 def test_repetitions_and_order_are_kept() -> None:
-    cleaned = clean_request(request(("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2")))
-    assert cleaned.headers.fields[:3] == (("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2"))
+    cleaned = clean_request(request(("x-b", "1"), ("x-a", "1"), ("x-b", "2")))
+    assert cleaned.headers.fields[:3] == (("x-b", "1"), ("x-a", "1"), ("x-b", "2"))
 
 
 def test_an_answer_says_nothing_about_what_runs_behind() -> None:
