@@ -116,8 +116,6 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
             typer.echo(exchange_line(exchange, opened))
         if not page.exchanges:
             typer.echo("No entries match.", err=True)
-        elif not show_names:
-            typer.echo("Names are sealed: --reveal opens them, which is recorded.", err=True)
         if page.before is not None:
             typer.echo(f"More: --before {page.before}", err=True)
 

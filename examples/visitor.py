@@ -70,7 +70,13 @@ class Visitor:
             fields.setdefault("sec-fetch-site", "same-origin")
         connection = self._connected()
         try:
-            connection.request(method, target, body=content, headers=fields)
+            try:
+                connection.request(method, target, body=content, headers=fields)
+            except BrokenPipeError:
+                # A connection that the gateway had ended: nothing of the request has arrived.
+                self.close()
+                connection = self._connected()
+                connection.request(method, target, body=content, headers=fields)
             response = connection.getresponse()
             data = response.read()
         except (OSError, ssl.SSLError):
