@@ -1,0 +1,149 @@
+"""The words that all parts of `federated` share: people's rows, privacy cost, noise, answers.
+
+Types only; no I/O and no mathematics. Who makes them: `node.store` makes `PersonRows`,
+`manifest` makes `Study`, `analytics` makes queries over them, `accounting` makes `NoisePlan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+type Mechanism = Literal["discrete_laplace", "discrete_gaussian"]
+
+#: Secure aggregation: nobody sees a summand. Trusted server: the coordinator sees every summand.
+type TrustModel = Literal["secure_aggregation", "trusted_server"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonRows:
+    """One person's daily table, as a query sees it.
+
+    `days`: days since 1970-01-01 in the person's own time zone, shape (n,), ascending, unique.
+    `values`: column → shape (n,), NaN where nothing is known; units as `node.columns` names them.
+    """
+
+    days: NDArray[np.int64] = field(repr=False)
+    values: Mapping[str, NDArray[np.float64]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """How far one person can move the integer vector that is summed, in its own units.
+
+    Adjacency is *zero-out*: a person's whole contribution is replaced by zeros, who takes part
+    being public (add/remove of one person for the sum). `l1` and `l2` are proven for every
+    possible contribution, rounding included.
+    """
+
+    l1: float
+    l2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisePlan:
+    """The noise that the *sum* carries when it is released, per coordinate, in integer units.
+
+    `discrete_laplace`: P(k) ∝ exp(-|k|/scale), pure ε = l1/scale.
+    `discrete_gaussian`: P(k) ∝ exp(-k²/(2·scale²)).
+    """
+
+    mechanism: Mechanism
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyCost:
+    """What a release costs each person: unit person, adjacency zero-out.
+
+    `epsilon` at `delta` for the release alone; `noise` and `sensitivity` are what an accountant
+    composes with others.
+    """
+
+    epsilon: float
+    delta: float
+    noise: NoisePlan
+    sensitivity: Sensitivity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A two-sided confidence interval; `level` such as 0.95. Includes noise and sampling error."""
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One number of an answer, with how sure it is. `name` is unique in its answer."""
+
+    name: str
+    value: float
+    interval: Interval
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a query says about the cohort. `cautions` are sentences: what clipping can bias, …"""
+
+    query: str
+    estimates: Sequence[Estimate]
+    cautions: Sequence[str] = ()
+
+
+class Query(Protocol):
+    """A question that one round answers (`analytics`). Pure; the same on device and coordinator."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its study."""
+        ...
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the daily table that are read: what consent must cover."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector that is summed."""
+        ...
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Of the integer vector."""
+        ...
+
+    @property
+    def bound(self) -> int:
+        """Largest absolute value of any coordinate of one person's vector: sizes the modulus."""
+        ...
+
+    def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:
+        """One person's contribution, clipped, scaled and rounded: shape (dimension,).
+
+        Zeros for a person who has nothing to say. Satisfies `sensitivity` and `bound` whatever
+        the rows hold, NaN and infinities included.
+        """
+        ...
+
+    def decode(
+        self, total: NDArray[np.int64], *, noise: NoisePlan, people: int, level: float
+    ) -> Answer:
+        """From the noisy sum to an answer. `people` took part (public, or its lower bound)."""
+        ...
+
+
+class RandomBits(Protocol):
+    """A source of cryptographic random bits: the operating system's, or a seed's stream."""
+
+    def bits(self, count: int) -> int:
+        """`count` independent fair bits as an integer in [0, 2^count)."""
+        ...
