@@ -39,7 +39,7 @@ ActorKind = Literal["person", "service", "device", "anonymous", "system"]
 Decision = Literal["allow", "deny", "none"]
 Outcome = Literal["success", "denied", "failed", "aborted"]
 
-#: Interactions of FHIR and of sign-in, what is done to the log itself, and what is done to keys.
+#: Interactions of FHIR and of sign-in, what is done to the log itself, to keys, and in studies.
 Action = Literal[
     "read", "history", "search", "create", "update", "patch", "delete", "execute",
     "connect", "export", "disclose", "consent", "login", "logout", "stepup", "admin",
@@ -48,6 +48,8 @@ Action = Literal[
     "keys.person.erase", "keys.index.rotate",
     "keys.pseudonym.request", "keys.pseudonym.approve", "keys.pseudonym.reveal",
     "keys.officer.create",
+    "study.propose", "study.approve", "study.publish", "study.run", "study.reserve",
+    "study.spend", "study.mend", "study.refuse", "study.release",
 ]  # fmt: skip
 
 STAGES: Final[frozenset[str]] = frozenset(get_args(Stage))

@@ -28,6 +28,12 @@ class ApprovalError(FederatedError):
     code = "federated.approval"
 
 
+class StudyLogError(FederatedError):
+    """That a study was published is not proven, or not yet: nothing of it may run."""
+
+    code = "federated.study_log"
+
+
 class BudgetExhaustedError(FederatedError):
     """Going on would spend more than somebody's budget. Nothing was reserved."""
 
