@@ -61,13 +61,15 @@ class PrivacyCost:
     """What a release costs each person: unit person, adjacency zero-out.
 
     `epsilon` at `delta` for the release alone; `noise` and `sensitivity` are what an accountant
-    composes with others.
+    composes with others. `closeness` bounds the total variation distance between the noise that is
+    really added and the planned one; what it takes of `delta` is counted in it.
     """
 
     epsilon: float
     delta: float
     noise: NoisePlan
     sensitivity: Sensitivity
+    closeness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
