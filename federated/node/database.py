@@ -1,0 +1,217 @@
+"""The encrypted database below a store: opening it, its schema, its transactions, its end.
+
+SQLCipher encrypts and authenticates every page, those of the journal too; temporary tables stay in
+memory. The key is 32 random bytes, given raw: there is no password to stretch (PBKDF2), so opening
+costs no more than reading. Lives here: the file and how it is written. What stands in the tables is
+the business of `node.store`, `consent`, `budget` and `receipts`.
+
+A write holds the store's lock file and one immediate transaction, with full syncs: after a crash
+all of it is there or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sqlcipher3 import dbapi2
+
+from federated.errors import StoreError
+from federated.node.chest import secret_key
+from federated.node.keeper import SecretKeeper
+from keys import aead
+
+KEY_NAME: Final = "database"
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE people (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('taking_part', 'paused', 'left')), since INTEGER NOT NULL
+);
+CREATE TABLE rows (person INTEGER PRIMARY KEY, sealed BLOB NOT NULL);
+CREATE TABLE imports (
+    id INTEGER PRIMARY KEY, at INTEGER NOT NULL, format TEXT NOT NULL, content TEXT NOT NULL,
+    people INTEGER NOT NULL, readings INTEGER NOT NULL, bad INTEGER NOT NULL
+);
+CREATE TABLE consents (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, person INTEGER NOT NULL, study TEXT NOT NULL,
+    kinds TEXT NOT NULL, columns TEXT NOT NULL, purposes TEXT NOT NULL,
+    given_at INTEGER NOT NULL, revoked_at INTEGER
+);
+CREATE INDEX consents_person ON consents (person);
+CREATE TABLE withdrawals (
+    person INTEGER NOT NULL, study TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (person, study)
+) WITHOUT ROWID;
+CREATE TABLE spends (
+    number INTEGER PRIMARY KEY, who TEXT NOT NULL, study TEXT NOT NULL, query TEXT NOT NULL,
+    run TEXT NOT NULL, round INTEGER NOT NULL, cost TEXT NOT NULL, at INTEGER NOT NULL,
+    state TEXT NOT NULL, link TEXT NOT NULL, UNIQUE (who, study, query, run, round)
+);
+CREATE TABLE receipts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, person INTEGER, at INTEGER NOT NULL,
+    outcome TEXT NOT NULL, study TEXT NOT NULL, content TEXT NOT NULL
+);
+CREATE INDEX receipts_person ON receipts (person);
+"""
+
+
+class Database:
+    """One encrypted file, open. Safe to use from several threads; several processes may have it.
+
+    Every method raises `StoreError`, whose message never holds what stands in the file.
+    """
+
+    def __init__(self, path: Path, keeper: SecretKeeper) -> None:
+        self.path = path
+        self._keeper = keeper
+        self._guard = threading.RLock()
+        self._depth = 0
+        self._lock_file = -1
+        self._connection = self._connect()
+
+    @classmethod
+    def create(cls, path: Path, keeper: SecretKeeper) -> Database:
+        """Make a new, empty one. Raises `StoreError` if there is something at `path`."""
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StoreError(
+                f"A store cannot be made at {path}: {error.strerror}; name a new file."
+            ) from error
+        keeper.set(KEY_NAME, secrets.token_hex(aead.KEY_BYTES))
+        database = cls(path, keeper)
+        with database.transaction():
+            for statement in filter(str.strip, _SCHEMA.split(";\n")):
+                database.run(statement)
+            database.run(f"PRAGMA user_version = {_VERSION}")
+        return database
+
+    @classmethod
+    def open(cls, path: Path, keeper: SecretKeeper) -> Database:
+        """Open one that is there. Raises `StoreError` if it is missing or the key does not fit."""
+        if not path.is_file():
+            raise StoreError(f"There is no store at {path}: make one with `havengate device init`.")
+        database = cls(path, keeper)
+        version = database.one("PRAGMA user_version")
+        if version != (_VERSION,):
+            database.close()
+            raise StoreError(f"{path} is a store of another version: use the program it is from.")
+        return database
+
+    def _connect(self) -> dbapi2.Connection:
+        key = secret_key(self._keeper, KEY_NAME)
+        try:
+            connection = dbapi2.connect(
+                self.path, isolation_level=None, check_same_thread=False, timeout=60
+            )
+            # SQLCipher would report a wrong key on standard error beside the exception.
+            connection.execute("PRAGMA cipher_log_level = NONE")
+            connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"")
+            for pragma in ("synchronous = EXTRA", "secure_delete = ON", "temp_store = MEMORY"):
+                connection.execute(f"PRAGMA {pragma}")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except dbapi2.Error:
+            raise StoreError(
+                f"{self.path} does not open: the key in the keeper is not its key, or the file was "
+                "changed."
+            ) from None
+        return connection
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is run inside is there when this ends, or, after an error, nothing of it.
+
+        Nested ones belong to the outermost. Holds the store's lock: one writer at a time.
+        """
+        with self._guard:
+            if self._depth:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                return
+            with self._locked():
+                self.run("BEGIN IMMEDIATE")
+                self._depth = 1
+                try:
+                    yield
+                    self.run("COMMIT")
+                except BaseException:
+                    # After some failures (a full disk) the database has rolled back by itself.
+                    with contextlib.suppress(StoreError):
+                        self.run("ROLLBACK")
+                    raise
+                finally:
+                    self._depth = 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self.path.with_name(self.path.name + ".lock")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be opened: {error.strerror}.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Run one statement; return how many rows it changed."""
+        with self._guard, _translated():
+            return int(self._connection.execute(statement, values).rowcount)
+
+    def insert(self, statement: str, values: Sequence[Any]) -> int:
+        """Run one INSERT; return the number of the new row."""
+        with self._guard, _translated():
+            return int(self._connection.execute(statement, values).lastrowid or 0)
+
+    def run_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for each."""
+        with self._guard, _translated():
+            self._connection.executemany(statement, values)
+
+    def one(self, statement: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row, or nothing."""
+        with self._guard, _translated():
+            found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
+            return found
+
+    def all(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows."""
+        with self._guard, _translated():
+            found: list[tuple[Any, ...]] = self._connection.execute(statement, values).fetchall()
+            return found
+
+    def close(self) -> None:
+        """Close it. Closing twice does no harm."""
+        with self._guard:
+            self._connection.close()
+
+    def erase(self) -> None:
+        """Destroy the key, then the files. What was in them cannot be read from then on."""
+        self._keeper.delete(KEY_NAME)
+        self.close()
+        for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except dbapi2.Error as error:
+        # The text of the library may name tables; values are only ever bound, never in the text.
+        raise StoreError(
+            f"The store could not be read or written ({type(error).__name__}): is the disk full, "
+            "was the file changed, or is it in use by another program?"
+        ) from None

@@ -1,0 +1,338 @@
+"""A node's store: one person's on a device, many people's at a site. Encrypted, erasable at once.
+
+Lives here: who is in it, their daily tables and events, what each import brought, erasing. Below
+it: `node.database` (the encrypted file), `node.chest` (a key for each person), `node.daily` (a
+table in memory). Beside it, in the same file: `consent`, `budget`, `receipts`.
+
+A person's rows are one block, sealed under the person's own key and bound to the person's number,
+inside a file that is encrypted again as a whole. One file for all people, so that an import, and
+what a round costs thousands of people, is one transaction; a key for each, so that erasing one
+person also reaches the backups (DESIGN.md). Rows are read in one place: `Store.rows`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+from federated.errors import StoreError
+from federated.model import PersonRows
+from federated.node.chest import Chest
+from federated.node.columns import COLUMNS
+from federated.node.daily import Event, PersonTable
+from federated.node.database import Database
+from federated.node.keeper import SecretKeeper
+from keys import aead
+from keys.errors import UnsealError
+
+type PersonState = Literal["taking_part", "paused", "left"]
+
+#: The name under which a device keeps the one person whose it is.
+OWNER: Final = "me"
+_CONTEXT: Final = b"havengate/device/rows/v1"
+_PERSON = re.compile(r"[\w./:@-]{1,128}").fullmatch
+#: Secrets of the keeper beside the database's and the chest's.
+COUNTER_NAME: Final = "counter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Somebody in the store. `number` is the store's own; it never leaves it."""
+
+    number: int
+    name: str
+    state: PersonState
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportRecord:
+    """One import: what came, from which kind of file. `content` is the SHA-256 of the file."""
+
+    at: int
+    format: str
+    content: str
+    people: int
+    readings: int
+    bad: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What the store has of one column of a person: how many days, from when to when, from whom."""
+
+    column: str
+    source: str
+    found_unit: str
+    days: int
+    first_day: int
+    last_day: int
+
+
+class Store:
+    """The store, open. Raises `StoreError`, never with a value in it."""
+
+    def __init__(self, database: Database, chest: Chest, keeper: SecretKeeper) -> None:
+        self.database = database
+        self.keeper = keeper
+        self._chest = chest
+
+    @classmethod
+    def create(cls, path: Path, keeper: SecretKeeper) -> Store:
+        """Make a new, empty store: the file, the chest beside it, their keys in the keeper."""
+        if keeper.get(COUNTER_NAME) is not None:
+            raise StoreError(
+                f"The keeper already has the keys of a store at {path}: if its file is lost, "
+                "`havengate device erase` forgets them."
+            )
+        database = Database.create(path, keeper)
+        chest = Chest(_chest_path(path), keeper)
+        chest.create()
+        with database.transaction():
+            database.run("INSERT INTO meta VALUES ('tag-key', ?)", [secrets.token_hex(32)])
+        keeper.set(COUNTER_NAME, "0")
+        return cls(database, chest, keeper)
+
+    @classmethod
+    def open(cls, path: Path, keeper: SecretKeeper) -> Store:
+        """Open the store at `path`; finish an erasure that a crash interrupted."""
+        store = cls(Database.open(path, keeper), Chest(_chest_path(path), keeper), keeper)
+        store._finish_erasures()
+        return store
+
+    def close(self) -> None:
+        """Close it. Closing twice does no harm."""
+        self.database.close()
+
+    # --- People ------------------------------------------------------------------------------
+
+    def people(self) -> tuple[Person, ...]:
+        """Everybody, in the order in which they came."""
+        found = self.database.all("SELECT id, name, state, since FROM people ORDER BY id")
+        return tuple(Person(number=n, name=name, state=s, since=t) for n, name, s, t in found)
+
+    def person(self, name: str) -> Person:
+        """Somebody by name. Raises `StoreError` if nobody has it."""
+        found = self.database.one(
+            "SELECT id, name, state, since FROM people WHERE name = ?", [name]
+        )
+        if found is None:
+            raise StoreError("Nobody of that name is in the store: import something first.")
+        return Person(number=found[0], name=found[1], state=found[2], since=found[3])
+
+    def set_state(self, person: Person, state: PersonState, *, now: int) -> None:
+        """Pause, resume or leave; holds for the next contact."""
+        with self.database.transaction():
+            self.database.run(
+                "UPDATE people SET state = ?, since = ? WHERE id = ?", [state, now, person.number]
+            )
+
+    def withdraw(self, person: Person, study: str, *, now: int) -> None:
+        """Take the person out of a study (its id) for good: later releases go without them."""
+        with self.database.transaction():
+            self.database.run(
+                "INSERT OR IGNORE INTO withdrawals VALUES (?, ?, ?)", [person.number, study, now]
+            )
+
+    def withdrawn(self, study: str) -> frozenset[int]:
+        """Numbers of the people who withdrew from a study (its id)."""
+        found = self.database.all("SELECT person FROM withdrawals WHERE study = ?", [study])
+        return frozenset(number for (number,) in found)
+
+    def tag(self, person: Person) -> str:
+        """What the ledger calls a person: outlives an erasure and says nothing without the file.
+
+        So somebody who is erased and comes back comes back to what was spent.
+        """
+        key = self.meta("tag-key")
+        if key is None:
+            raise StoreError("The store is damaged: it has no key for its ledger.")
+        return hmac.digest(bytes.fromhex(key), person.name.encode(), "sha256").hex()[:32]
+
+    # --- Rows --------------------------------------------------------------------------------
+
+    def rows(self, person: Person, columns: frozenset[str]) -> PersonRows:
+        """A person's daily table of these columns. The only place where rows are read for a study.
+
+        Who asks has passed the guard, and what it costs is spent (`node.guard`).
+        """
+        unknown = columns - COLUMNS.keys()
+        if unknown:
+            raise StoreError(f"There is no column {min(unknown)[:64]!r} in the daily table.")
+        return self._table(person.number).rows(columns)
+
+    def holdings(self, person: Person) -> tuple[Holding, ...]:
+        """What there is about a person, without a value: for the person's own eyes."""
+        table = self._table(person.number)
+        return tuple(
+            Holding(
+                column=name,
+                source=source,
+                found_unit=table.units[name, source],
+                days=len(days),
+                first_day=min(days),
+                last_day=max(days),
+            )
+            for (name, source), days in sorted(table.cells.items())
+            if days
+        )
+
+    def events(self, person: Person) -> tuple[Event, ...]:
+        """A person's events in the order of their times: for the person's own eyes."""
+        return tuple(sorted(self._table(person.number).events.values(), key=lambda e: e.at))
+
+    def _table(self, number: int) -> PersonTable:
+        found = self.database.one("SELECT sealed FROM rows WHERE person = ?", [number])
+        if found is None:
+            return PersonTable()
+        key = self._chest.key(number)
+        if key is None:
+            raise StoreError("The person's key was destroyed: their rows cannot be read any more.")
+        try:
+            raw = aead.unseal(key, _associated(number), found[0])
+        except UnsealError:
+            raise StoreError(
+                "A person's rows do not open with their key: they were changed or moved."
+            ) from None
+        return PersonTable.decode(raw)
+
+    def merge(self, tables: Mapping[str, PersonTable], *, record: ImportRecord) -> tuple[int, int]:
+        """Take over what an import found, all of it or nothing; people new to the store are added.
+
+        Returns how many people are new and how many tables changed. If nothing changed, nothing is
+        written.
+        """
+        for name in tables:
+            if not _PERSON(name):
+                raise StoreError(
+                    "A person's name must be 1 to 128 letters, digits, or any of . / : @ - _"
+                )
+        with self.database.transaction():
+            known = {person.name: person.number for person in self.people()}
+            fresh = [name for name in tables if name not in known]
+            known.update(self._add(fresh, now=record.at))
+            changed = self._merge_all({known[name]: table for name, table in tables.items()})
+            if fresh or changed:
+                self.database.run(
+                    "INSERT INTO imports (at, format, content, people, readings, bad) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    [record.at, record.format, record.content, record.people, record.readings,
+                     record.bad],
+                )  # fmt: skip
+        return len(fresh), changed
+
+    def _add(self, names: Sequence[str], *, now: int) -> dict[str, int]:
+        numbers = {
+            name: self.database.insert(
+                "INSERT INTO people (name, state, since) VALUES (?, 'taking_part', ?)", [name, now]
+            )
+            for name in names
+        }
+        if numbers:
+            # Durable before the rows are: a key without rows does no harm, rows without a key do.
+            self._chest.make(numbers.values())
+        return numbers
+
+    def _merge_all(self, tables: Mapping[int, PersonTable]) -> int:
+        sealed: list[tuple[int, bytes]] = []
+        for number, newer in tables.items():
+            table = self._table(number)
+            if table.merge(newer):
+                sealed.append((number, self._seal(number, table)))
+        self.database.run_many("INSERT OR REPLACE INTO rows VALUES (?, ?)", sealed)
+        return len(sealed)
+
+    def _seal(self, number: int, table: PersonTable) -> bytes:
+        key = self._chest.key(number)
+        if key is None:
+            raise StoreError("The person's key was destroyed: nothing can be kept about them.")
+        return aead.seal(key, _associated(number), table.encode())
+
+    def imports(self) -> tuple[ImportRecord, ...]:
+        """What was imported, oldest first."""
+        found = self.database.all(
+            "SELECT at, format, content, people, readings, bad FROM imports ORDER BY id"
+        )
+        return tuple(
+            ImportRecord(at=at, format=f, content=c, people=p, readings=r, bad=b)
+            for at, f, c, p, r, b in found
+        )
+
+    # --- Small things of the node itself -------------------------------------------------------
+
+    def meta(self, name: str) -> str | None:
+        """A setting or memory of the node, such as the newest checkpoint."""
+        found = self.database.one("SELECT value FROM meta WHERE name = ?", [name])
+        return None if found is None else str(found[0])
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Keep one, durably."""
+        with self.database.transaction():
+            self.database.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [name, value])
+
+    # --- Erasing -------------------------------------------------------------------------------
+
+    def erase_person(self, person: Person) -> None:
+        """Destroy a person's key, here and in every copy, then everything that is about them.
+
+        What was spent on them stays in the ledger, under a tag that nobody can lead back.
+        """
+        with self.database.transaction():
+            self._chest.destroy([person.number])
+            self._forget([person.number])
+
+    def erase(self) -> None:
+        """Destroy all keys, then the files. Nothing can be read from then on, in copies neither."""
+        self._chest.erase()
+        self.database.erase()
+        self.keeper.delete(COUNTER_NAME)
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            for table in ("rows", "consents", "withdrawals", "receipts"):
+                self.database.run(f"DELETE FROM {table} WHERE person = ?", [number])  # noqa: S608
+            self.database.run("DELETE FROM people WHERE id = ?", [number])
+
+    def _finish_erasures(self) -> None:
+        lost = {person.number for person in self.people()} - self._chest.people()
+        if lost:
+            with self.database.transaction():
+                self._forget({person.number for person in self.people()} - self._chest.people())
+
+
+def erase_at(path: Path, keeper: SecretKeeper) -> None:
+    """Erase a store that may no longer open: forget its keys, remove its files."""
+    from federated.node import chest, database
+
+    keeper.delete(database.KEY_NAME, chest.KEY_NAME, chest.NEXT_NAME, COUNTER_NAME)
+    _chest_path(path).unlink(missing_ok=True)
+    for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex; of a folder, that of its files' names and sizes."""
+    digest = sha256()
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _chest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".keys")
+
+
+def _associated(number: int) -> bytes:
+    return aead.encode_parts([_CONTEXT, str(number)])
