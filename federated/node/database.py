@@ -16,7 +16,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,8 @@ _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL CHECK (state IN ('taking_part', 'paused', 'left')), since INTEGER NOT NULL
+    state TEXT NOT NULL CHECK (state IN ('taking_part', 'paused', 'left')), since INTEGER NOT NULL,
+    joined INTEGER NOT NULL
 );
 CREATE TABLE rows (person INTEGER PRIMARY KEY, sealed BLOB NOT NULL);
 CREATE TABLE imports (
@@ -73,7 +74,7 @@ class Database:
         self._keeper = keeper
         self._guard = threading.RLock()
         self._depth = 0
-        self._lock_file = -1
+        self._after: list[Callable[[], object]] = []
         self._connection = self._connect()
 
     @classmethod
@@ -141,9 +142,12 @@ class Database:
             with self._locked():
                 self.run("BEGIN IMMEDIATE")
                 self._depth = 1
+                self._after = []
                 try:
                     yield
                     self.run("COMMIT")
+                    for step in self._after:
+                        step()
                 except BaseException:
                     # After some failures (a full disk) the database has rolled back by itself.
                     with contextlib.suppress(StoreError):
@@ -151,6 +155,13 @@ class Database:
                     raise
                 finally:
                     self._depth = 0
+
+    def after_commit(self, step: Callable[[], object]) -> None:
+        """Within a transaction: have `step` done once all is durable, before the lock is given up.
+
+        If it raises, what was committed stays.
+        """
+        self._after.append(step)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -230,7 +230,8 @@ class Store:
     def _add(self, names: Sequence[str], *, now: int) -> dict[str, int]:
         numbers = {
             name: self.database.insert(
-                "INSERT INTO people (name, state, since) VALUES (?, 'taking_part', ?)", [name, now]
+                "INSERT INTO people (name, state, since, joined) VALUES (?, 'taking_part', ?, ?)",
+                [name, now, now],
             )
             for name in names
         }

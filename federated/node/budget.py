@@ -1,0 +1,295 @@
+"""A person's own budget: what was reserved and spent on them, on this node, across all studies.
+
+Lives here: the node's ledger and its caps. How costs compose is the accountant's business
+(`federated.accounting`), through the port `Accountant`; when to reserve is `node.guard`'s.
+
+*Reserved* is durable before a query is answered, *spent* before its rows are read; both count alike
+and neither is ever given back, so a crash can only over-count. Rows of the ledger are linked by
+hashes. The keeper of the store's keys also holds how many rows there are and the last link: a file
+that was restored from an older copy is behind that, and is refused for good. What cannot be found
+so is a copy of *both*, file and keeper, put back together (a whole machine restored); the
+coordinator's ledger, which counts the same, then still holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, Protocol
+
+import msgspec
+
+from federated.errors import AccountingError, LedgerError
+from federated.model import NoisePlan, PrivacyCost, Sensitivity
+from federated.node.store import COUNTER_NAME, Person, Store
+
+_FIRST_LINK: Final = sha256(b"havengate/device/ledger/v1").hexdigest()
+_SLACK: Final = 1e-9
+_CACHED: Final = 4096
+
+
+class Accountant(Protocol):
+    """Composes costs at a δ of its own."""
+
+    def compose(self, costs: Sequence[PrivacyCost]) -> float:
+        """An ε that all of them together cost at most. Raises `AccountingError`: unbounded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """What may ever be spent on one person on this node: `epsilon` at `delta`."""
+
+    epsilon: float = 8.0
+    delta: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contact:
+    """What is paid for. `run` and `round_number` tell the answers to one query apart."""
+
+    study: str
+    study_hash: str
+    query: str
+    run: str
+    round_number: int
+    cost: PrivacyCost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """One row of the ledger. `state` is reserved or spent; both count."""
+
+    number: int
+    study: str
+    query: str
+    run: str
+    round_number: int
+    cost: PrivacyCost
+    at: int
+    state: str
+
+
+class _Cost(msgspec.Struct, frozen=True, array_like=True):
+    epsilon: float
+    delta: float
+    closeness: float
+    mechanism: str
+    scale: float
+    l1: float
+    l2: float
+
+
+def encode_cost(cost: PrivacyCost) -> str:
+    """A cost as text; equal costs give equal texts."""
+    noise, sensitivity = cost.noise, cost.sensitivity
+    wire = _Cost(
+        cost.epsilon, cost.delta, cost.closeness, noise.mechanism, noise.scale,
+        sensitivity.l1, sensitivity.l2,
+    )  # fmt: skip
+    return msgspec.json.encode(wire).decode()
+
+
+def decode_cost(text: str) -> PrivacyCost:
+    """Read what `encode_cost` made. Raises `LedgerError`."""
+    try:
+        wire = msgspec.json.decode(text, type=_Cost)
+    except msgspec.DecodeError:
+        raise LedgerError("The node's ledger holds a cost that cannot be read.") from None
+    return PrivacyCost(
+        epsilon=wire.epsilon,
+        delta=wire.delta,
+        closeness=wire.closeness,
+        noise=NoisePlan(mechanism=wire.mechanism, scale=wire.scale),  # type: ignore[arg-type]
+        sensitivity=Sensitivity(l1=wire.l1, l2=wire.l2),
+    )
+
+
+class Budget:
+    """The ledger of a store. `accountant_at(delta, adaptive)` gives an accountant.
+
+    Across studies what the next one costs may depend on earlier answers, so the cap is held to with
+    an accountant that stays right then (`adaptive`); within a study all is fixed beforehand.
+    """
+
+    def __init__(self, store: Store, accountant_at: Callable[[float, bool], Accountant]) -> None:
+        self._store = store
+        self._database = store.database
+        self._accountant_at = accountant_at
+        self._composed: dict[tuple[float, bool, tuple[str, ...]], float] = {}
+
+    def cap(self) -> Cap:
+        """The cap that holds for everybody in the store."""
+        text = self._store.meta("cap")
+        return Cap() if text is None else msgspec.json.decode(text, type=Cap)
+
+    def set_cap(self, cap: Cap) -> None:
+        """Change it, for all contacts from now on."""
+        if not (0 < cap.epsilon < float("inf") and 0 <= cap.delta < 1):
+            raise LedgerError("A cap has an ε above 0, finite, and a δ from 0 to below 1.")
+        self._store.set_meta("cap", msgspec.json.encode(cap).decode())
+
+    def verify(self) -> None:
+        """Check the links, and that this is not an older copy. Raises `LedgerError`."""
+        with self._database.transaction():
+            self._verify_newest()
+            link = _FIRST_LINK
+            for number, *parts, found in self._database.all(
+                "SELECT number, who, study, query, run, round, cost, at, link FROM spends "
+                "ORDER BY number"
+            ):
+                link = _link(link, number, parts)
+                if link != found:
+                    raise LedgerError(f"Row {number} of the node's ledger was changed.")
+
+    def ready(self) -> None:
+        """Check that this is not an older copy of the store. Raises `LedgerError`."""
+        with self._database.transaction():
+            self._verify_newest()
+
+    def spends(self, person: Person) -> tuple[Spend, ...]:
+        """What was reserved and spent on a person, oldest first."""
+        found = self._database.all(
+            "SELECT number, study, query, run, round, cost, at, state FROM spends "
+            "WHERE who = ? ORDER BY number",
+            [self._store.tag(person)],
+        )
+        return tuple(
+            Spend(
+                number=number, study=study.partition(" ")[0], query=query, run=run,
+                round_number=round_number, cost=decode_cost(cost), at=at, state=state,
+            )
+            for number, study, query, run, round_number, cost, at, state in found
+        )  # fmt: skip
+
+    def spent(self, person: Person, study: str | None = None) -> float:
+        """ε that was spent on a person, in all or in one study (its id), at the cap's δ."""
+        spends = [one for one in self.spends(person) if study is None or one.study == study]
+        costs = [encode_cost(one.cost) for one in spends]
+        return self._compose(costs, self.cap().delta, adaptive=True)
+
+    def left(self, person: Person) -> float:
+        """ε that is left for a person."""
+        return max(0.0, self.cap().epsilon - self.spent(person))
+
+    def judge(
+        self, people: Sequence[Person], contact: Contact, *, epsilon: float, delta: float,
+        answers: int,
+    ) -> Mapping[int, str]:  # fmt: skip
+        """Who may not pay, by number, and why: `repeat`, `rounds`, `study_budget` or `budget`.
+
+        `epsilon` at `delta` is what the study promised each person for all of it, `answers` how
+        often it may ask. A cost that cannot be composed counts as unbounded.
+        """
+        history = self._history()
+        cap = self.cap()
+        new = encode_cost(contact.cost)
+        place = (contact.query, contact.run, contact.round_number)
+        study = _study_key(contact)
+        verdicts = {}
+        for person in people:
+            rows = history.get(self._store.tag(person), ())
+            own = [row for row in rows if row[0] == study]
+            if any(row[1:4] == place for row in own):
+                verdicts[person.number] = "repeat"
+            elif len(own) >= answers:
+                verdicts[person.number] = "rounds"
+            elif not self._fits([*(row[4] for row in own), new], Cap(epsilon=epsilon, delta=delta)):
+                verdicts[person.number] = "study_budget"
+            elif not self._fits([*(row[4] for row in rows), new], cap, adaptive=True):
+                verdicts[person.number] = "budget"
+        return verdicts
+
+    def reserve(self, people: Sequence[Person], contact: Contact, *, now: int) -> tuple[int, ...]:
+        """Reserve for each; durable when the outermost transaction ends. Returns the rows' numbers.
+
+        Raises `LedgerError` if this is an older copy, and then nobody may be answered for.
+        """
+        with self._database.transaction():
+            number, link = self._verify_newest()
+            rows = []
+            for person in people:
+                number += 1
+                parts = [
+                    self._store.tag(person), _study_key(contact), contact.query, contact.run,
+                    contact.round_number, encode_cost(contact.cost), now,
+                ]  # fmt: skip
+                link = _link(link, number, parts)
+                rows.append([number, *parts, "reserved", link])
+            self._database.run_many(
+                "INSERT INTO spends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
+            self._database.after_commit(lambda: self._store.keeper.set(*_counter(number, link)))
+        return tuple(range(number - len(rows) + 1, number + 1))
+
+    def spend(self, numbers: Sequence[int]) -> None:
+        """Mark what was reserved as spent: from here on rows may be read. Never undone."""
+        with self._database.transaction():
+            self._database.run_many(
+                "UPDATE spends SET state = 'spent' WHERE number = ?", [[one] for one in numbers]
+            )
+
+    def _history(self) -> dict[str, tuple[tuple[str, str, str, int, str], ...]]:
+        found: dict[str, list[tuple[str, str, str, int, str]]] = {}
+        for who, *row in self._database.all(
+            "SELECT who, study, query, run, round, cost FROM spends"
+        ):
+            study, query, run, round_number, cost = row
+            found.setdefault(who, []).append((study, query, run, round_number, cost))
+        return {who: tuple(rows) for who, rows in found.items()}
+
+    def _fits(self, costs: Sequence[str], cap: Cap, *, adaptive: bool = False) -> bool:
+        try:
+            total = self._compose(costs, cap.delta, adaptive=adaptive)
+        except AccountingError:
+            return False
+        return total <= cap.epsilon * (1 + _SLACK)
+
+    def _compose(self, costs: Sequence[str], delta: float, *, adaptive: bool) -> float:
+        key = (delta, adaptive, tuple(sorted(costs)))
+        if key not in self._composed:
+            if len(self._composed) >= _CACHED:
+                self._composed.clear()
+            decoded = [decode_cost(cost) for cost in key[2]]
+            accountant = self._accountant_at(delta, adaptive)
+            self._composed[key] = accountant.compose(decoded) if decoded else 0.0
+        return self._composed[key]
+
+    def _verify_newest(self) -> tuple[int, str]:
+        """Compare with the keeper; mend a crash between the two. Returns number and link."""
+        last = self._database.one("SELECT number, link FROM spends ORDER BY number DESC LIMIT 1")
+        number, link = (0, _FIRST_LINK) if last is None else (int(last[0]), str(last[1]))
+        known, known_link = _parse_counter(self._store.keeper.get(COUNTER_NAME))
+        at_known = self._database.one("SELECT link FROM spends WHERE number = ?", [known])
+        if known > number or (known and (at_known is None or at_known[0] != known_link)):
+            raise LedgerError(
+                f"This store is an older copy: its ledger has {number} rows, {known} were written. "
+                "What was spent since is not known here, so nothing can be spent on any more: "
+                "put the newest copy back, or erase the store and start anew."
+            )
+        if known < number:
+            self._store.keeper.set(*_counter(number, link))
+        return number, link
+
+
+def _study_key(contact: Contact) -> str:
+    return f"{contact.study} {contact.study_hash}"
+
+
+def _link(before: str, number: int, parts: Sequence[object]) -> str:
+    return sha256(before.encode() + msgspec.json.encode([number, *parts])).hexdigest()
+
+
+def _counter(number: int, link: str) -> tuple[str, str]:
+    return COUNTER_NAME, f"{number} {link}" if number else "0"
+
+
+def _parse_counter(text: str | None) -> tuple[int, str]:
+    number, _, link = (text or "").partition(" ")
+    if not number.isdecimal():
+        raise LedgerError(
+            "The keeper does not say how far the node's ledger went: it was emptied. Nothing can "
+            "be spent any more; erase the store and start anew."
+        )
+    return int(number), link

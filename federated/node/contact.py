@@ -1,0 +1,97 @@
+"""What a server sends when it wants an answer, and how it is read: strictly, within bounds.
+
+The form only. Whether anything of it is true is for `node.guard` to find out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from federated.errors import ManifestError
+from federated.signed_study import MAX_SIGNED_BYTES
+from federated.study_log import MAX_BUNDLE_BYTES
+
+MAX_NODES: Final = 10_000
+MAX_PEOPLE: Final = 10**9
+_KEY_BYTES: Final = 32
+#: Names of nodes are short: a roster of the largest size fits.
+MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256
+_QUERY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContactRequest:
+    """One request for an answer. Parsed, not believed.
+
+    `study` is a signed study (`SignedStudy.encode`), `proof` the proof that it was published
+    (`StudyBundle.encode`). `query` is one of the study's; `run` and `round_number` tell answers
+    apart. `roster` is everybody who may ever take part: node id → raw Ed25519 public key.
+    `taking_part` says which of them do now, and how many people each says it speaks for.
+    """
+
+    study: bytes = field(repr=False)
+    proof: bytes = field(repr=False)
+    query: str
+    run: str
+    round_number: int
+    roster: Mapping[str, bytes] = field(repr=False)
+    taking_part: Mapping[str, int] = field(repr=False)
+
+    def encode(self) -> bytes:
+        """The form in which it travels; `parse_request` reads it."""
+        return msgspec.msgpack.encode(
+            _Wire(
+                study=self.study,
+                proof=self.proof,
+                query=self.query,
+                run=self.run,
+                round_number=self.round_number,
+                roster=dict(self.roster),
+                taking_part=dict(self.taking_part),
+            )
+        )
+
+
+class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    study: bytes
+    proof: bytes
+    query: str
+    run: str
+    round_number: int
+    roster: dict[str, bytes]
+    taking_part: dict[str, int]
+
+
+def parse_request(data: bytes) -> ContactRequest:
+    """Read what `ContactRequest.encode` makes. Raises `ManifestError`."""
+    if len(data) > MAX_REQUEST_BYTES:
+        raise ManifestError(f"A request has at most {MAX_REQUEST_BYTES} bytes.")
+    try:
+        wire = msgspec.msgpack.decode(data, type=_Wire)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ManifestError("The request is malformed.") from error
+    request = ContactRequest(**{name: getattr(wire, name) for name in _Wire.__struct_fields__})
+    verify_request(request)
+    return request
+
+
+def verify_request(request: ContactRequest) -> None:
+    """Check names and bounds. Raises `ManifestError`."""
+    if not _QUERY(request.query) or not _RUN(request.run):
+        raise ManifestError("A request names its query and its run by short plain names.")
+    if not 0 <= request.round_number < 2**31:
+        raise ManifestError("A request's round is a number from 0.")
+    if not 0 < len(request.roster) <= MAX_NODES or len(request.taking_part) > MAX_NODES:
+        raise ManifestError(f"A roster names 1 to {MAX_NODES} nodes.")
+    for node, key in request.roster.items():
+        if not _NODE(node) or len(key) != _KEY_BYTES:
+            raise ManifestError("A roster holds short plain names and keys of 32 bytes.")
+    if not all(1 <= people <= MAX_PEOPLE for people in request.taking_part.values()):
+        raise ManifestError("A node that takes part speaks for somebody.")
