@@ -1,0 +1,1 @@
+"""Secure aggregation with distributed noise: bytes in, bytes out, no I/O. See DESIGN.md."""
