@@ -75,7 +75,7 @@ def parse_request(data: bytes) -> ContactRequest:
         raise ManifestError(f"A request has at most {MAX_REQUEST_BYTES} bytes.")
     try:
         wire = msgspec.msgpack.decode(data, type=_Wire)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError("The request is malformed.") from error
     request = ContactRequest(**{name: getattr(wire, name) for name in _Wire.__struct_fields__})
     verify_request(request)

@@ -68,7 +68,7 @@ def parse_enrolment(data: bytes) -> Enrolment:
         raise ManifestError(f"An enrolment has at most {MAX_BYTES} bytes.")
     try:
         found = msgspec.json.decode(data, type=Enrolment)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"The enrolment is malformed: {error}") from None
     if not found.coordinator or not found.ethics_board:
         raise ManifestError("An enrolment names keys of a coordinator and of an ethics board.")

@@ -230,6 +230,11 @@ class Guard:
             raise RefusedError(
                 f"That the study was published is not proven: {error}", rule="study_log"
             ) from error
+        except ValueError as error:
+            raise RefusedError(
+                "That the study was published is not proven: the proof is malformed.",
+                rule="study_log",
+            ) from error
         enrolments.remember(self._store, memory)
 
     def _verify_run(self, study: Study, configuration: Mapping[str, ConfigValue]) -> None:
@@ -339,6 +344,9 @@ def _parse(request: bytes | ContactRequest) -> tuple[ContactRequest, SignedStudy
         return request, parse_signed_study(request.study)
     except (ManifestError, ApprovalError) as error:
         raise RefusedError(f"What was sent is not a study: {error}", rule="manifest") from error
+    except ValueError as error:
+        # Whatever a library makes of hostile bytes, such as text that is no UTF-8.
+        raise RefusedError("What was sent is not a study.", rule="manifest") from error
 
 
 def _enrolled(store: Store) -> Enrolment:

@@ -9,6 +9,7 @@ import pytest
 
 from federated.node.keeper import FileKeeper
 from federated.node.store import Store
+from tests.federated.node.world import SpiedStore, World
 
 
 @pytest.fixture
@@ -29,3 +30,12 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[3].parent / "shared" / "data"
     assert folder.is_dir(), f"{folder} must hold the public data sets that the tests read."
     return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path, keeper: FileKeeper) -> Iterator[World]:
+    (tmp_path / "ring").mkdir(mode=0o700)
+    spied = SpiedStore.create(tmp_path / "device.store", keeper)
+    assert isinstance(spied, SpiedStore)
+    yield World(tmp_path, spied)
+    spied.close()
