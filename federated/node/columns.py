@@ -43,10 +43,13 @@ class Column:
 
 #: unit → (canonical unit, factor). A value times the factor is in the canonical unit.
 _FACTORS: Final[Mapping[str, Mapping[str, float]]] = {
-    "h": {"h": 1.0, "hr": 1.0, "min": 1 / 60, "s": 1 / 3600, "ms": 1 / 3_600_000, "d": 24.0},
-    "min": {"min": 1.0, "h": 60.0, "hr": 60.0, "s": 1 / 60, "ms": 1 / 60_000},
+    "h": {
+        "h": 1.0, "hr": 1.0, "min": 1 / 60, "s": 1 / 3600, "sec": 1 / 3600, "ms": 1 / 3_600_000,
+        "d": 24.0,
+    },
+    "min": {"min": 1.0, "h": 60.0, "hr": 60.0, "s": 1 / 60, "sec": 1 / 60, "ms": 1 / 60_000},
     "ms": {"ms": 1.0, "s": 1000.0},
-    "km": {"km": 1.0, "m": 0.001, "mi": 1.609344, "[mi_i]": 1.609344},
+    "km": {"km": 1.0, "m": 0.001, "cm": 1e-5, "mi": 1.609344, "[mi_i]": 1.609344},
     "kg": {"kg": 1.0, "g": 0.001, "lb": 0.45359237, "[lb_av]": 0.45359237},
     "cm": {"cm": 1.0, "m": 100.0, "[in_i]": 2.54, "in": 2.54},
     "/min": {
@@ -194,6 +197,11 @@ def column(name: str) -> Column:
             "`havengate device columns` lists them."
         )
     return found
+
+
+def known_units(column: Column) -> frozenset[str]:
+    """The units that are converted into the column's own."""
+    return frozenset(_FACTORS[column.unit])
 
 
 def convert(column: Column, value: float, unit: str) -> float:
