@@ -1,0 +1,1 @@
+"""The processes of a federation: SuperLink, nodes, TLS between them, `up` on one machine."""
