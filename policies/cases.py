@@ -37,6 +37,7 @@ from policies.model import (
     Allowed,
     Assurance,
     BreakGlass,
+    Capacity,
     Confidentiality,
     ConsentVerdict,
     Context,
@@ -49,6 +50,8 @@ from policies.model import (
     Request,
     Resource,
     ServiceKind,
+    StudyAction,
+    StudyStanding,
 )
 
 BUILT_IN: Final = Path(__file__).with_name("cases")
@@ -79,6 +82,14 @@ class _Host(_Table, frozen=True, kw_only=True):
     encrypted: bool = True
 
 
+class _Study(_Table, frozen=True, kw_only=True):
+    capacity: Capacity = "none"
+    own_site: bool = False
+    proposed_by_self: bool = False
+    spoken_by_self: bool = False
+    approved: bool = False
+
+
 class _What(_Table, frozen=True, kw_only=True):
     type: str
     kind: ServiceKind = "ehr"
@@ -89,6 +100,7 @@ class _What(_Table, frozen=True, kw_only=True):
     labels: frozenset[str] = frozenset()
     confidentiality: Confidentiality = "N"
     destination: _Host | None = None
+    study: _Study | None = None
 
 
 class _Grant(_Table, frozen=True, kw_only=True):
@@ -113,7 +125,7 @@ class _Circumstances(_Table, frozen=True, kw_only=True):
 
 
 class _Question(_Table, frozen=True, kw_only=True):
-    action: Action
+    action: Action | StudyAction
     principal: _Who
     resource: _What
     context: _Circumstances = _Circumstances()
@@ -261,6 +273,17 @@ def _resource(what: _What) -> Resource:
         destination=None
         if host is None
         else Destination(host=host.host, listed_for=host.listed_for, encrypted=host.encrypted),
+        study=None if what.study is None else _standing(what.study),
+    )
+
+
+def _standing(study: _Study) -> StudyStanding:
+    return StudyStanding(
+        capacity=study.capacity,
+        own_site=study.own_site,
+        proposed_by_self=study.proposed_by_self,
+        spoken_by_self=study.spoken_by_self,
+        approved=study.approved,
     )
 
 

@@ -38,6 +38,7 @@ from policies.model import (
     ConsentVerdict,
     Purpose,
     Request,
+    StudyAction,
 )
 
 MAX_CONSENTS: Final = 256
@@ -360,7 +361,9 @@ _SHOWING: Final[frozenset[Action]] = (
 )
 
 
-def _action(coding: _Coding, direction: Direction | None, action: Action) -> bool | None:
+def _action(
+    coding: _Coding, direction: Direction | None, action: Action | StudyAction
+) -> bool | None:
     covered = _ACTIONS.get(coding.code)
     if covered is not None and direction == "deny" and coding.code in {"access", "use"}:
         covered |= _SHOWING

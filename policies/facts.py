@@ -14,14 +14,17 @@ from typing import Any, Final
 
 from policies.model import (
     ACTIONS,
+    CAPACITIES,
     CONFIDENTIALITY,
     LABELS,
     PURPOSES,
     SECOND_FACTORS,
     SERVICE_KINDS,
+    STUDY_ACTIONS,
     Principal,
     Request,
     Resource,
+    StudyStanding,
 )
 from policies.scopes import scopes_cover
 
@@ -65,8 +68,11 @@ def oversized(request: Request) -> str | None:
 def unknown_word(request: Request) -> str | None:
     """Name the first word that is in no vocabulary, or nothing: no rule could speak of it."""
     resource = request.resource
-    if request.action not in ACTIONS or request.context.purpose not in PURPOSES:
+    actions = ACTIONS if resource.study is None else STUDY_ACTIONS
+    if request.action not in actions or request.context.purpose not in PURPOSES:
         return "an action or purpose"
+    if resource.study is not None and resource.study.capacity not in CAPACITIES:
+        return "a capacity"
     if resource.kind not in SERVICE_KINDS or resource.confidentiality not in _LEVELS:
         return "a kind of service or level of confidentiality"
     if not resource.labels <= _KNOWN_LABELS:
@@ -82,7 +88,9 @@ def principal_uid(request: Request) -> tuple[str, str]:
 
 
 def resource_uid(request: Request) -> tuple[str, str]:
-    """Type and id of the resource's entity: a class of records, or a host."""
+    """Type and id of the resource's entity: a class of records, a host, or a study."""
+    if request.resource.study is not None:
+        return "Study", request.resource.id or ""
     destination = request.resource.destination
     if destination is not None:
         return "Destination", destination.host
@@ -91,6 +99,8 @@ def resource_uid(request: Request) -> tuple[str, str]:
 
 def resource_parents(resource: Resource) -> list[tuple[str, str]]:
     """Groups that the resource belongs to. A level of confidentiality includes those below it."""
+    if resource.study is not None:
+        return []
     if resource.destination is not None:
         return [("ServiceKind", resource.kind)]
     levels = _LEVELS[resource.confidentiality]
@@ -122,6 +132,7 @@ def entity_key(request: Request) -> EntityKey:
         context.purpose,
         resource.service, resource.kind, resource.type, resource.labels,
         resource.confidentiality, resource.patient is None, resource.destination,
+        resource.study, None if resource.study is None else resource.id,
         relation(principal, resource), principal.scopes is None,
         second_factor_age_s(request) is None,
         scopes_cover(principal, request.action, resource),
@@ -158,6 +169,8 @@ def entities(request: Request) -> list[dict[str, Any]]:
 
 def _resource_attributes(request: Request) -> dict[str, Any]:
     principal, resource, consent = request.principal, request.resource, request.context.consent
+    if resource.study is not None:
+        return _study_attributes(resource.study)
     if resource.destination is not None:
         listed = request.context.purpose in resource.destination.listed_for
         return {"listed": listed, "encrypted": resource.destination.encrypted}
@@ -180,6 +193,16 @@ def _resource_attributes(request: Request) -> dict[str, Any]:
         },
         "scopeLimits": principal.scopes is not None,
         "scopeCovers": scopes_cover(principal, request.action, resource),
+    }
+
+
+def _study_attributes(study: StudyStanding) -> dict[str, Any]:
+    return {
+        "capacity": study.capacity,
+        "ownSite": study.own_site,
+        "proposedBySelf": study.proposed_by_self,
+        "spokenBySelf": study.spoken_by_self,
+        "approved": study.approved,
     }
 
 

@@ -25,6 +25,10 @@ Action = Literal[
     "read", "history", "search", "count", "create", "update", "patch", "delete",
     "execute", "export", "disclose", "connect",
 ]  # fmt: skip
+#: What is done to a study that looks at people's data where it lies, before and after it does.
+StudyAction = Literal["study-propose", "study-approve", "study-run", "study-release"]
+#: In which capacity somebody approves a study.
+Capacity = Literal["none", "ethics-board", "site"]
 #: HL7 v3 PurposeOfUse. `BTG` is break the glass, `ETREAT` emergency treatment.
 Purpose = Literal[
     "TREAT", "CAREMGT", "COORD", "ETREAT", "BTG", "HPAYMT", "HOPERAT", "HSYSADMIN",
@@ -34,6 +38,8 @@ Confidentiality = Literal["U", "L", "M", "N", "R", "V"]
 SecondFactor = Literal["none", "totp", "webauthn", "certificate"]
 
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
+STUDY_ACTIONS: Final[tuple[StudyAction, ...]] = get_args(StudyAction)
+CAPACITIES: Final[tuple[Capacity, ...]] = get_args(Capacity)
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 SERVICE_KINDS: Final[tuple[ServiceKind, ...]] = get_args(ServiceKind)
 SECOND_FACTORS: Final[tuple[SecondFactor, ...]] = get_args(SecondFactor)
@@ -44,8 +50,8 @@ LABELS: Final = ("PSY", "PSYTHPN", "SUD", "ETHUD", "42CFRPart2", "HIV", "SDV")
 #: Roles that the built-in packs know.
 ROLES: Final = (
     "clinician", "nurse", "care-coordinator", "front-desk", "billing", "records-officer",
-    "quality", "researcher", "security-officer", "administrator", "crisis-worker",
-    "moderator", "staff", "app", "device-ingest",
+    "quality", "researcher", "ethics-board", "site-officer", "security-officer", "administrator",
+    "crisis-worker", "moderator", "staff", "app", "device-ingest",
 )  # fmt: skip
 
 RemedyKind = Literal[
@@ -107,6 +113,22 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStanding:
+    """How a study stands, and how the one who asks stands to it.
+
+    `capacity` is the one in which he asks to approve, `own_site` whether he speaks for the site
+    that he asks for. `proposed_by_self`: he proposed it; `spoken_by_self`: he has given his word on
+    it, in any capacity. `approved`: everybody whose word it needs has given it.
+    """
+
+    capacity: Capacity = "none"
+    own_site: bool = False
+    proposed_by_self: bool = False
+    spoken_by_self: bool = False
+    approved: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
     """What is asked for. `labels` and `confidentiality` come from `policies.labels`.
 
@@ -123,6 +145,7 @@ class Resource:
     labels: frozenset[str] = frozenset()
     confidentiality: Confidentiality = "N"
     destination: Destination | None = None
+    study: StudyStanding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +189,7 @@ class Request:
     """One question to the rules."""
 
     principal: Principal
-    action: Action
+    action: Action | StudyAction
     resource: Resource
     context: Context
 

@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from policies.model import Action, Principal, Resource
+from policies.model import Action, Principal, Resource, StudyAction
 
 _SCOPE = re.compile(
     r"(?P<level>patient|user|system)/(?P<type>\*|[A-Z][A-Za-z]{1,63})"
@@ -20,13 +20,13 @@ _SCOPE = re.compile(
 ).fullmatch
 _WORDS: Final = {"read": "rs", "write": "cud", "*": "cruds"}
 #: What each interaction needs: all of the letters.
-_NEEDS: Final[dict[Action, str]] = {
+_NEEDS: Final[dict[Action | StudyAction, str]] = {
     "read": "r", "history": "r", "search": "s", "count": "s", "create": "c",
     "update": "u", "patch": "u", "delete": "d", "execute": "u", "export": "rs", "disclose": "rs",
 }  # fmt: skip
 
 
-def scopes_cover(principal: Principal, action: Action, resource: Resource) -> bool:
+def scopes_cover(principal: Principal, action: Action | StudyAction, resource: Resource) -> bool:
     """True if nothing limits the client, or one of its scopes covers the interaction.
 
     `patient/` scopes reach only the patient in context: the principal's own record, or one that he

@@ -12,7 +12,8 @@ _BY_ROLE: Final[dict[str, Purpose]] = {
     "clinician": "TREAT", "nurse": "TREAT", "crisis-worker": "TREAT",
     "care-coordinator": "CAREMGT", "billing": "HPAYMT", "front-desk": "HOPERAT",
     "records-officer": "PATRQT", "quality": "HOPERAT", "researcher": "HRESCH",
-    "security-officer": "HOPERAT", "administrator": "HSYSADMIN", "moderator": "HOPERAT",
+    "ethics-board": "HOPERAT", "site-officer": "HOPERAT", "security-officer": "HOPERAT",
+    "administrator": "HSYSADMIN", "moderator": "HOPERAT",
     "staff": "HOPERAT",
 }  # fmt: skip
 
