@@ -44,6 +44,8 @@ _ORDERS: Final = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
 #: Shares of δ given to the Laplace releases when both kinds are mixed. Each is a valid bound.
 _SPLITS: Final = (0.01, 0.1, 0.5, 0.9, 0.99)
 _BISECTIONS: Final = 200
+#: So that rounding never takes noise away.
+_MORE: Final = 1 + 1e-12
 
 
 def cost_of(
@@ -102,13 +104,17 @@ def calibrate(
             f"δ = {delta:g} is less than what the noise's closeness takes at ε = {epsilon:g}."
         )
     if mechanism == "discrete_laplace":
-        return NoisePlan(mechanism=mechanism, scale=_up(sensitivity.l1 / epsilon))
+        scale = sensitivity.l1 / epsilon
+        while sensitivity.l1 / scale > epsilon:
+            scale = math.nextafter(scale, math.inf)
+        return NoisePlan(mechanism=mechanism, scale=scale)
     if mechanism != "discrete_gaussian":
         raise AccountingError(f"There is no mechanism {mechanism!r} whose cost is known.")
     if left <= 0:
         raise AccountingError("Discrete Gaussian noise needs a δ above 0; use discrete Laplace.")
     rho = _bisect(lambda value: _zcdp_epsilon(value, left) <= epsilon, 0.0, epsilon)
-    return NoisePlan(mechanism=mechanism, scale=_up(sensitivity.l2 / math.sqrt(2 * rho)))
+    scale = sensitivity.l2 / math.sqrt(2 * rho) * _MORE
+    return NoisePlan(mechanism=mechanism, scale=scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,11 +339,6 @@ def _solve_with_closeness(
     if not math.isfinite(epsilon):
         raise AccountingError(f"No finite ε can be said at δ = {delta:g}; give a larger δ.")
     return epsilon
-
-
-def _up(scale: float) -> float:
-    """The next float above, so that rounding never takes noise away."""
-    return scale * (1 + 1e-12)
 
 
 def _check_release(noise: NoisePlan, sensitivity: Sensitivity) -> None:

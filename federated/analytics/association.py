@@ -128,10 +128,10 @@ class Association(BaseQuery):
         )
 
     def typical(self, people: int) -> NDArray[np.float64]:
-        """Days that vary by half of the spread, with a correlation of a quarter."""
-        return people * masses_of(
-            np.array(0.125), np.array(0.125), np.array(0.03125), weight=np.array(1.0)
-        )
+        """Days that vary by half of the spread, correlated by a quarter, more in some people."""
+        half = np.full(2, 0.125)
+        found = masses_of(half, half, np.array([-0.03, 0.0925]), weight=np.ones(2))
+        return np.asarray(people * found.mean(axis=0))
 
 
 def masses_of(
@@ -168,9 +168,9 @@ def _spread(
 
     If products follow the ratio on average, the mean squared residual is the mean square less the
     ratio's square times the mean square of a person's total, relative to the squared mean total.
-    That is never below the squared mean; `limits` are the least sum of squared products, and how much
-    of what is above the squared mean is believed. For a slope it is half: clipping makes products
-    fall short of it where totals are large.
+    That is never below the squared mean; `limits` are the least sum of squared products, and how
+    much of what is above the squared mean is believed. For a slope it is half: clipping makes
+    products fall short of it where totals are large.
     """
     least, believed = limits
     squared = float(_PRODUCT_SQUARES @ asked.masses)
