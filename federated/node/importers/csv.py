@@ -73,13 +73,14 @@ def _table(
     try:
         header = next(rows, [])
         _verify_header(header, name, mapping)
+        places = [(key, place) for place, key in enumerate(header) if key in mapping.needed]
         for row in rows:
             if len(row) != len(header):
                 reason = f"The row has {len(row)} fields, the header {len(header)}."
                 yield BadRow(file=name, line=rows.line_num, reason=reason)
                 continue
-            yield from _row(dict(zip(header, row, strict=True)), name, rows.line_num, mapping,
-                            options)  # fmt: skip
+            wanted = {key: row[place] for key, place in places}
+            yield from _row(wanted, name, rows.line_num, mapping, options)
             if not rows.line_num % _TELL_EVERY:
                 progress(min(opened.tell(), total), total)
     except (csv.Error, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-r"""Mapping files: what the columns of a table mean, in TOML. Strict; mistakes name the nearest word.
+r"""Mapping files: what the columns of a table mean, in TOML. Strict: mistakes name the right word.
 
 ```toml
 source = "PACO"            # of the readings, as receipts and holdings name it

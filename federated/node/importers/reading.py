@@ -34,7 +34,7 @@ _SECONDS: Final = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to read. `person` is whose data it is, `mapping` a TOML file; where the format needs it."""
+    """How to read: whose data it is, their time zone, a mapping; where the format needs it."""
 
     person: str | None = None
     time_zone: ZoneInfo | None = None
