@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import msgspec
 
 from federated.manifest import DeclaredQuery, Study, roster_hash
 from federated.model import PersonRows, PrivacyCost, Sensitivity
-from federated.node.budget import Accountant, Budget
+from federated.node.budget import Budget
 from federated.node.consent import Consents, Scope
 from federated.node.contact import ContactRequest
 from federated.node.enrolment import Enrolment, enrol, remembered
@@ -20,6 +19,7 @@ from federated.node.receipts import Receipt, Receipts
 from federated.node.store import Person, Store
 from federated.signed_study import SignedStudy
 from federated.study_log import make_bundle
+from tests.federated.node.ledgers import adding
 from tests.federated.node.tables import fill
 from tests.federated.studies import NOW, ORIGIN, Parties, StudyLog, study
 
@@ -27,22 +27,6 @@ CODE = "cd" * 32
 ROSTER = {f"node-{number}": bytes([number]) * 32 for number in range(12)}
 NODE = "node-3"
 CHANGES = {"ab" * 32: roster_hash(ROSTER)}
-
-
-class AddingAccountant:
-    """The plainest that is right: sums."""
-
-    def __init__(self, delta: float) -> None:
-        self._delta = delta
-
-    def compose(self, costs: Sequence[PrivacyCost]) -> float:
-        if math.fsum(cost.delta for cost in costs) > self._delta:
-            return math.inf
-        return math.fsum(cost.epsilon for cost in costs)
-
-
-def adding(delta: float, adaptive: bool) -> Accountant:  # noqa: FBT001 - the port's signature
-    return AddingAccountant(delta)
 
 
 def price(asked: Study, query: DeclaredQuery) -> PrivacyCost:
