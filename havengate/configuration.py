@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from audit.settings import AuditSettings
+from federated.settings import FederatedSettings
 from gateway.settings import GatewaySettings
 from havengate.errors import ConfigurationError
 from keys.settings import KeysSettings
@@ -39,6 +40,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     audit: AuditSettings = AuditSettings()
     policies: PoliciesSettings = PoliciesSettings()
     gateway: GatewaySettings = GatewaySettings()
+    federated: FederatedSettings = FederatedSettings()
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:

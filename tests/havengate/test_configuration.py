@@ -66,7 +66,7 @@ def test_the_file_is_found_through_its_variable(tmp_path: Path) -> None:
     [
         ("[keys.cache]\nmax_agee_s = 3", "“keys.cache.max_agee_s”. Did you mean “max_age_s”?"),
         ("[audti]\n", "“audti”. Did you mean “audit”?"),
-        ("zzz = 1", "Known here: audit, gateway, keys, policies, tenant."),
+        ("zzz = 1", "Known here: audit, federated, gateway, keys, policies, tenant."),
         ("[keys.cache]\nmax_age_s = 'soon'", "keys.cache.max_age_s"),
         ("[keys.cache]\nmax_age_s = -1", "keys.cache.max_age_s"),
         ("[keys.cache]\nmax_age_s = inf", "keys.cache.max_age_s"),

@@ -1,0 +1,1 @@
+"""What is given out of a study: the answer as JSON (`document`), and as a report (`report`)."""

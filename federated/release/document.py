@@ -1,0 +1,202 @@
+"""The answer of a study as JSON: everything that somebody needs who was not there.
+
+Lives here: the form, how it is made from what a run gave, and its hash, which the audit log gets
+before the answer is given out. Pure. The report for people is made from this document alone
+(`federated.release.report`), so that both say the same.
+
+The document carries its own evidence: the study with all signatures, and the proof that it was in
+the study log. Whoever has the public keys can check both without asking anybody.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Final, Protocol
+
+from federated.approvals import Standing
+from federated.errors import ManifestError
+from federated.manifest import Study, canonical_json
+from federated.model import Answer, Estimate, PrivacyCost
+from federated.signed_study import SignedStudy
+from federated.study_log import StudyBundle
+from federated.study_store import Step
+
+FORMAT: Final = "havengate/release/v1"
+MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024
+_MICROSECONDS: Final = 1_000_000
+
+
+class AnsweredRound(Protocol):
+    """What a release needs of `federated.study_run.RoundOutcome`."""
+
+    @property
+    def query(self) -> str:
+        """The question's name."""
+        ...
+
+    @property
+    def round_id(self) -> str:
+        """The round's name in the ledger."""
+        ...
+
+    @property
+    def answer(self) -> Answer:
+        """The numbers."""
+        ...
+
+    @property
+    def cost(self) -> PrivacyCost:
+        """What it cost each person."""
+        ...
+
+    @property
+    def people(self) -> int:
+        """How many people's data are in the sum."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes came to the end."""
+        ...
+
+    @property
+    def dropped(self) -> Mapping[str, str]:
+        """Node → why it did not."""
+        ...
+
+
+def make_document(
+    standing: Standing,
+    signed: SignedStudy,
+    answers: Sequence[AnsweredRound],
+    *,
+    failures: Mapping[str, str],
+    bundle: StudyBundle,
+    origin: str,
+    epsilon: float,
+    delta: float,
+    run_id: int,
+    at: float,
+) -> dict[str, Any]:
+    """Everything about one run, as plain values.
+
+    `epsilon` at `delta` is what the answers of this run cost each person together; `origin` names
+    the study log, `at` is Unix time in seconds.
+    """
+    study = standing.study
+    return {
+        "format": FORMAT,
+        "study": _study(study),
+        "privacy": {
+            "unit": study.unit,
+            "adjacency": study.adjacency,
+            "epsilon": epsilon,
+            "delta": delta,
+            "approved_epsilon": study.epsilon,
+            "approved_delta": study.delta,
+        },
+        "trust": {
+            "model": study.trust_model,
+            "threshold": study.aggregation.threshold,
+            "colluding": study.aggregation.colluding,
+            "minimum_survivors": study.aggregation.minimum_survivors,
+        },
+        "answers": [_answer(study, one) for one in answers],
+        "failures": dict(failures),
+        "approvals": [_approval(step) for step in standing.record.of("propose", *_WORDS)],
+        "evidence": {
+            "signed_study": signed.encode().decode(),
+            "log_origin": origin,
+            "log_proof": base64.b64encode(bundle.proof).decode(),
+        },
+        "run": {"id": str(run_id), "at": int(at)},
+    }
+
+
+_WORDS: Final = ("approve", "publish")
+
+
+def _study(study: Study) -> dict[str, Any]:
+    return {
+        "id": study.id,
+        "hash": study.study_hash,
+        "title": study.title,
+        "question": study.question,
+        "purpose": study.purpose,
+        "columns": list(study.columns),
+        "sites": list(study.sites),
+        "minimum_cohort": study.minimum_cohort,
+        "code_hash": study.code_hash,
+    }
+
+
+def _answer(study: Study, one: AnsweredRound) -> dict[str, Any]:
+    cost = one.cost
+    return {
+        "query": one.query,
+        "round": one.round_id,
+        "ask": json.loads(study.query(one.query).ask),
+        "people": one.people,
+        "nodes": one.nodes,
+        "dropped": len(one.dropped),
+        "estimates": [_estimate(estimate) for estimate in one.answer.estimates],
+        "cautions": list(one.answer.cautions),
+        "cost": {
+            "epsilon": cost.epsilon,
+            "delta": cost.delta,
+            "closeness": cost.closeness,
+            "mechanism": cost.noise.mechanism,
+            "scale": cost.noise.scale,
+            "l1": cost.sensitivity.l1,
+            "l2": cost.sensitivity.l2,
+        },
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    interval = estimate.interval
+    return {
+        "name": estimate.name,
+        "value": estimate.value,
+        "low": interval.low,
+        "high": interval.high,
+        "level": interval.level,
+        "unit": estimate.unit,
+    }
+
+
+def _approval(step: Step) -> dict[str, Any]:
+    return {
+        "step": step.kind,
+        "role": step.role,
+        "site": step.site,
+        "key": step.public_key,
+        "at": step.at_us // _MICROSECONDS,
+        "log_index": step.log_index,
+    }
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """The one form of its bytes. Raises `ManifestError` if a number of it is not finite."""
+    return canonical_json(document)
+
+
+def document_hash(document: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of the document: what the entry of its release says."""
+    return sha256(encode_document(document)).hexdigest()
+
+
+def parse_document(data: bytes) -> dict[str, Any]:
+    """Read a document that was kept between run and release. Raises `ManifestError`."""
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ManifestError("The kept answer is larger than any.")
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise ManifestError("The kept answer is damaged: run the study again.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ManifestError(f"The kept answer is not of the form {FORMAT}.")
+    return found

@@ -1,0 +1,84 @@
+"""A release's document for tests, from a real trail of approvals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from federated.model import Answer, Estimate, Interval, NoisePlan, PrivacyCost, Sensitivity
+from federated.release.document import make_document
+from federated.study_log import make_bundle
+from tests.federated.studies import NOW, ORIGIN, StudyLog, study
+from tests.federated.trails import Trail
+
+
+@dataclass(frozen=True)
+class Round:
+    """As `federated.study_run.RoundOutcome`, without the run."""
+
+    query: str
+    answer: Answer
+    round_id: str = "7-sleep-0"
+    people: int = 5068
+    nodes: int = 4
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    cost: PrivacyCost = PrivacyCost(  # noqa: RUF009 - frozen
+        epsilon=0.5,
+        delta=5e-7,
+        noise=NoisePlan(mechanism="discrete_gaussian", scale=1843.2),
+        sensitivity=Sensitivity(l1=1024.0, l2=362.04),
+    )
+
+
+def estimate(name: str, value: float, half: float, unit: str = "points") -> Estimate:
+    interval = Interval(low=value - half, high=value + half, level=0.95)
+    return Estimate(name=name, value=value, interval=interval, unit=unit)
+
+
+SLEEP = Round(
+    query="sleep",
+    answer=Answer(
+        query="sleep",
+        estimates=[
+            estimate("PHQ-9 at less than 6 hours", 5.41, 0.42),
+            estimate("PHQ-9 at 6 to 7 hours", 3.62, 0.24),
+            estimate("PHQ-9 at 7 to 9 hours", 2.71, 0.11),
+            estimate("PHQ-9 at 9 hours or more", 3.55, 0.31),
+            estimate("share below 6 hours", 0.113, 0.009, unit="share"),
+        ],
+        cautions=["Hours beyond 3 to 14 were counted as 3 or 14, which can pull means inward."],
+    ),
+)
+CURVE = Round(
+    query="mood",
+    answer=Answer(
+        query="mood",
+        estimates=[estimate(f"week {n}", 5 + n / 20, 0.4) for n in range(1, 53)],
+    ),
+    dropped={"south": "mask"},
+)
+
+
+def make(folder: Path, **changes: Any) -> dict[str, Any]:
+    log = StudyLog(folder)
+    with log.writer() as writer:
+        trail = Trail(folder, log=writer)
+        one = trail.approve_all(study({"minimum_cohort = 10": "minimum_cohort = 1000"}))
+        (step,) = trail.approvals.standing(one.id).record.of("publish")
+        with log.publisher(writer) as publisher:
+            publisher.publish()
+        standing, signed = trail.approvals.standing(one.id), trail.approvals.signed(one.id)
+        trail.database.close()
+    values = {
+        "failures": {"steps": "3 people survived; at least 1000 must."},
+        "bundle": make_bundle(log.directory, step.log_index),
+        "origin": ORIGIN,
+        "epsilon": 0.97,
+        "delta": 1e-6,
+        "run_id": 7,
+        "at": NOW,
+        **changes,
+    }
+    return make_document(standing, signed, [SLEEP, CURVE], **values)

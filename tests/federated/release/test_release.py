@@ -1,0 +1,172 @@
+"""What is given out says everything, says the same to people and programs, and can be checked."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from audit.proof import parse_proof
+from federated.errors import ManifestError
+from federated.release.document import document_hash, encode_document, parse_document
+from federated.release.plots import plot_estimates
+from federated.release.report import make_report
+from federated.signed_study import parse_signed_study
+from tests.federated.release.documents import make
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make(tmp_path_factory.mktemp("release"))
+
+
+class Page(HTMLParser):
+    """Collects what a page would load or run, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href", "action", "data", "srcset"}:
+                self.links.append(value or "")
+            assert not name.startswith("on")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_document_says_all_that_a_release_must(document: dict[str, Any]) -> None:
+    assert document["study"]["question"].startswith("How does mood")
+    assert document["privacy"]["unit"] == "person"
+    assert document["privacy"]["adjacency"] == "zero-out"
+    assert (document["privacy"]["epsilon"], document["privacy"]["delta"]) == (0.97, 1e-6)
+    assert document["trust"] == {
+        "model": "secure_aggregation",
+        "threshold": 3,
+        "colluding": 0,
+        "minimum_survivors": 3,
+    }
+    first = document["answers"][0]
+    assert (first["people"], first["nodes"]) == (5068, 4)
+    assert first["cost"]["mechanism"] == "discrete_gaussian"
+    assert first["estimates"][0]["low"] < first["estimates"][0]["value"]
+    assert first["estimates"][0]["level"] == 0.95
+    steps = [(one["step"], one["role"], one["site"]) for one in document["approvals"]]
+    assert steps == [
+        ("propose", "researcher", ""),
+        ("approve", "ethics-board", ""),
+        ("approve", "site", "north"),
+        ("approve", "site", "south"),
+        ("publish", "coordinator", ""),
+    ]
+
+
+def test_the_document_carries_evidence_that_can_be_checked(document: dict[str, Any]) -> None:
+    evidence = document["evidence"]
+    signed = parse_signed_study(evidence["signed_study"].encode())
+    assert signed.study.study_hash == document["study"]["hash"]
+    proof = parse_proof(base64.b64decode(evidence["log_proof"]))
+    assert proof.extra is not None
+    assert document["study"]["hash"].encode() in proof.extra
+
+
+def test_nobody_is_named(document: dict[str, Any]) -> None:
+    text = encode_document(document).decode()
+    for name in ("ruth", "emil", "nora", "sven"):
+        assert name not in text
+
+
+def test_the_document_reads_back_with_the_same_hash(document: dict[str, Any]) -> None:
+    again = parse_document(encode_document(document))
+    assert again == document
+    assert document_hash(again) == document_hash(document)
+    changed = json.loads(encode_document(document))
+    changed["answers"][0]["estimates"][0]["value"] += 1e-9
+    assert document_hash(changed) != document_hash(document)
+
+
+def test_refuses_what_is_no_document() -> None:
+    for data in (b"", b"[]", b"{}", b'{"format":"other"}'):
+        with pytest.raises(ManifestError):
+            parse_document(data)
+
+
+def test_the_report_says_what_the_document_says(document: dict[str, Any]) -> None:
+    text = make_report(document, answer_hash="ab" * 32, released=17)
+    words = " ".join(" ".join(Page(text).words).split())
+    for expected in (
+        document["study"]["question"],
+        "5,068",
+        "ε = 0.97",
+        "1.0e\N{MINUS SIGN}6",
+        "zero-out",
+        "secure aggregation",
+        "nobody, the coordinator included",
+        "at most 0 nodes are in league",
+        "discrete Gaussian noise of scale 1,843",
+        "4.99 to 5.83",
+        "95 % interval",
+        "which can pull means inward",
+        "has no answer: 3 people survived",
+        "ethics-board",
+        "site north",
+        "entry 17",
+        "ab" * 32,
+        document["study"]["hash"],
+        "c2sp.org/tlog-proof@v1",
+    ):
+        assert expected in words, expected
+    assert text.count("<svg") == 2
+
+
+def test_the_report_loads_and_runs_nothing(document: dict[str, Any]) -> None:
+    text = make_report(document, answer_hash="ab" * 32, released=None)
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "img", "form"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert "<!DOCTYPE svg" not in text
+    assert "<metadata>" not in text
+
+
+def test_nothing_from_a_study_becomes_markup(document: dict[str, Any]) -> None:
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;$x^2$'
+    hostile = json.loads(encode_document(document))
+    hostile["study"]["title"] = hostile["study"]["question"] = evil
+    hostile["failures"] = {evil: evil}
+    for answer in hostile["answers"]:
+        answer["query"] = evil
+        answer["cautions"] = [evil]
+        for one in answer["estimates"]:
+            one["name"] = one["unit"] = evil
+    for step in hostile["approvals"]:
+        step["role"] = step["site"] = evil
+    page = Page(make_report(hostile, answer_hash=evil, released=None))
+    assert not {"script", "img"} & set(page.tags)
+
+
+def test_a_plot_is_the_same_each_time_and_shows_every_estimate(document: dict[str, Any]) -> None:
+    estimates = document["answers"][0]["estimates"]
+    svg = plot_estimates(estimates, label="sleep")
+    assert svg == plot_estimates(estimates, label="sleep")
+    for one in estimates:
+        assert one["name"] in svg
+    assert svg.startswith("<svg ")
+
+
+def test_an_answer_with_one_flat_or_many_estimates_is_drawn() -> None:
+    one = {"name": "n", "value": 1.0, "low": 1.0, "high": 1.0, "level": 0.95, "unit": ""}
+    for many in (1, 2, 30, 31, 500):
+        assert "<svg" in plot_estimates([{**one, "name": f"n{n}"} for n in range(many)], label="x")
