@@ -12,6 +12,7 @@ Shares of discrete Laplace noise stand in `polya`, who adds how much in `schedul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
@@ -77,7 +78,8 @@ class InversionTable:
                     value += 1
                     total += self._mass(value)
                 before = total - self._mass(value)
-                if before + slack <= low and high <= total - slack:
+                above = value == 0 or before + slack <= low
+                if above and high <= total - slack:
                     return value
 
 
@@ -96,8 +98,7 @@ def discrete_laplace(
 
     Raises `AccountingError` for a scale outside [2^-7, 2^40].
     """
-    exact = Fraction(scale)
-    check_scale(float(exact))
+    exact = exact_scale(scale)
     # A power of two, so that the uniform part needs no rejection; not below the scale, so that the
     # acceptance probability is at most 1.
     shift = (-(-exact.numerator // exact.denominator) - 1).bit_length()
@@ -120,9 +121,9 @@ def discrete_gaussian(
     `variance` is the parameter (sigma squared); the distribution's own variance is at most that.
     Raises `AccountingError` for a sigma outside [2^-7, 2^40].
     """
+    sigma = math.sqrt(variance) if variance > 0 else 0.0
+    exact_scale(sigma)
     exact = Fraction(variance)
-    sigma = float(exact) ** 0.5
-    check_scale(sigma)
     # Any power of two gives the right distribution; near sigma, few draws are rejected.
     shift = max(0, round(float(np.log2(sigma))))
     half_precision = 1 / (2 * exact)
@@ -221,10 +222,11 @@ def decide_bernoulli_exp(word: int, exponent: Fraction, more: RandomBits) -> boo
                 return False
 
 
-def check_scale(scale: float) -> None:
-    """Raise `AccountingError` for noise that the samplers do not draw."""
+def exact_scale(scale: Fraction | float) -> Fraction:
+    """Return the scale as a fraction. Raises `AccountingError` if the samplers do not draw it."""
     if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         raise AccountingError(
             f"Noise of scale {scale} cannot be drawn: expected from {SMALLEST_SCALE} to "
             f"{LARGEST_SCALE}. Choose another scale of the integers."
         )
+    return Fraction(scale)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from federated.aggregation.encoding import needed_modulus_bits
 from federated.aggregation.schedule import NoiseSchedule, noise_schedule
-from federated.errors import ProtocolError
+from federated.errors import AccountingError, ProtocolError
 from federated.model import NoisePlan, TrustModel
 
 #: Every node shares secrets with every other; beyond this, cost per node grows out of hand.
@@ -119,12 +119,15 @@ class RoundPlan:
     def _schedule(self) -> NoiseSchedule | None:
         if self.noise is None:
             return None
-        return noise_schedule(
-            self.noise,
-            nodes=len(self.nodes),
-            minimum_survivors=self.minimum_survivors,
-            colluding=self.colluding,
-        )
+        try:
+            return noise_schedule(
+                self.noise,
+                nodes=len(self.nodes),
+                minimum_survivors=self.minimum_survivors,
+                colluding=self.colluding,
+            )
+        except AccountingError as error:
+            raise ProtocolError(f"The plan's noise cannot be shared: {error}") from error
 
     def _canonical(self) -> bytes:
         noise = self.noise

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import word_source
-from federated.aggregation.noise import InversionTable, check_scale
+from federated.aggregation.noise import InversionTable, exact_scale
 from federated.model import RandomBits
 
 #: Relative margin of the float quotient of logarithms, whose error is below 2^-42 (`_quotient`).
@@ -38,8 +38,7 @@ def laplace_share(
     noise, independent of it. Raises `AccountingError` for a scale that is not sampled, ValueError
     for a weight that is not positive.
     """
-    exact = Fraction(scale)
-    check_scale(float(exact))
+    exact = exact_scale(scale)
     if weight <= 0:
         raise ValueError(f"A share's weight is positive, not {weight}.")
     source = word_source(random)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits
-from federated.aggregation.noise import discrete_gaussian
+from federated.aggregation.noise import discrete_gaussian, exact_scale
 from federated.aggregation.polya import laplace_share
 from federated.model import NoisePlan, RandomBits
 
@@ -117,7 +117,11 @@ class NoiseSchedule:
 def noise_schedule(
     plan: NoisePlan, *, nodes: int, minimum_survivors: int, colluding: int
 ) -> NoiseSchedule:
-    """Return the schedule. Needs nodes ≥ minimum_survivors > colluding ≥ 0."""
+    """Return the schedule. Needs nodes ≥ minimum_survivors > colluding ≥ 0.
+
+    Raises `AccountingError` for noise that cannot be drawn at its granularity.
+    """
+    exact_scale(plan.scale)
     tolerated = nodes - minimum_survivors
     needed = [Fraction(1, nodes - colluding - missing) for missing in range(tolerated + 1)]
     if tolerated <= UNARY:
@@ -130,7 +134,7 @@ def noise_schedule(
             missing: _digits(math.ceil((weight - needed[0]) / unit))
             for missing, weight in enumerate(needed)
         }
-    return NoiseSchedule(
+    schedule = NoiseSchedule(
         plan=plan,
         nodes=nodes,
         minimum_survivors=minimum_survivors,
@@ -139,6 +143,8 @@ def noise_schedule(
         increments=increments,
         kept=kept,
     )
+    exact_scale(plan.scale * schedule.granularity)
+    return schedule
 
 
 def _digits(number: int) -> frozenset[int]:

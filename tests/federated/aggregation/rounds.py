@@ -152,7 +152,9 @@ class Cohort:
             client = self.clients[node]
             assert client.noisy is not None
             total += client.noisy
-            for part in schedule.removed(len(nodes)) if schedule else ():
+            if schedule is None:
+                continue
+            for part in schedule.removed(len(nodes)):
                 total -= schedule.increment(
                     part, dimension=self.plan.dimension, seed=client.seeds[part]
                 )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from federated.aggregation import masks
 from federated.aggregation.client import SecureClient
-from federated.aggregation.encoding import from_residues
+from federated.aggregation.encoding import from_residues, unpack
 from federated.aggregation.messages import (
     Advert,
     Adverts,
@@ -162,7 +163,10 @@ def test_refuses_keys_that_are_exchanged_between_mask_and_seal() -> None:
         (lambda adverts: [*adverts, adverts[1]], "stands twice"),
         (lambda adverts: adverts[1:], "own advert"),
         (
-            lambda adverts: [msgspec.structs.replace(adverts[0], signature=bytes(64)), *adverts[1:]],
+            lambda adverts: [
+                msgspec.structs.replace(adverts[0], signature=bytes(64)),
+                *adverts[1:],
+            ],
             "own advert",
         ),
         (
@@ -280,9 +284,7 @@ def test_refuses_a_false_list_of_survivors(listed: list[str], why: str) -> None:
     """Too few, doubled, unknown, without this node; node-6 advertised and never shared."""
     cohort = Cohort(make_plan(7))
     cohort.until(Stage.SHARE)
-    cohort.server.collect(
-        cohort.answers(cohort.server.requests(), gone=frozenset({"node-6"}))
-    )
+    cohort.server.collect(cohort.answers(cohort.server.requests(), gone=frozenset({"node-6"})))
     cohort.until(Stage.CONSISTENCY)
     request = encode(Survivors(cohort.plan.digest, tuple(listed)))
     _refuses(cohort.clients[ME], request, why)
@@ -336,9 +338,7 @@ def test_a_split_view_of_who_shared_unmasks_nothing() -> None:
         cohort.clients[node].answer(encode(Delivered(plan, boxes)))
     survivors = cohort.plan.nodes[:6]
     consents = tuple(
-        parse(
-            Consent, cohort.clients[node].answer(encode(Survivors(plan, survivors))), cohort.plan
-        )
+        parse(Consent, cohort.clients[node].answer(encode(Survivors(plan, survivors))), cohort.plan)
         for node in survivors
     )
     for node in survivors:
@@ -376,9 +376,7 @@ def test_refuses_a_consent_that_one_node_signed_for_another() -> None:
     cohort = Cohort(make_plan())
     cohort.until(Stage.UNMASK)
     text, plan = _told(cohort, cohort.plan.nodes), cohort.plan.digest
-    forged = tuple(
-        Consent(plan, node, identity("node-1").sign(text)) for node in cohort.plan.nodes
-    )
+    forged = tuple(Consent(plan, node, identity("node-1").sign(text)) for node in cohort.plan.nodes)
     _refuses(cohort.clients[ME], encode(Consents(plan, forged)), "not by the node")
 
 
@@ -408,7 +406,7 @@ def test_never_reveals_both_secrets_of_one_peer() -> None:
 
 
 def test_no_more_noise_comes_off_than_the_signed_survivors_allow() -> None:
-    """A server that passes a vanished node off as a survivor sees fewer increments kept, and no sum."""
+    """A server that passes a vanished node off as a survivor gets more taken off, but no sum."""
     plan = make_plan(
         8, noise=noise(scale=5.0), minimum_survivors=6, threshold=6, dimension=4, modulus_bits=48
     )
@@ -426,8 +424,6 @@ def test_no_more_noise_comes_off_than_the_signed_survivors_allow() -> None:
     ]
     # Nobody told the mask key of the node that never sent a vector: its masks stay in the sum.
     assert all(reveal.vanished == () for reveal in reveals)
-    from federated.aggregation.encoding import unpack
-
     total = np.zeros(plan.dimension, dtype=np.uint64)
     for node, reveal in zip(plan.nodes[:7], reveals, strict=True):
         total += unpack(masked[node].values, dimension=4, modulus_bits=48)
@@ -455,7 +451,7 @@ def test_reads_the_vector_only_when_enough_have_shared_and_once() -> None:
         np.full(5, -(2**63), dtype=np.int64),
     ],
 )
-def test_sends_nothing_when_its_own_vector_breaks_the_plan(vector: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_sends_nothing_when_its_own_vector_breaks_the_plan(vector: NDArray[np.int64]) -> None:
     cohort = Cohort(make_plan())
     cohort.vectors[ME] = vector
     request = cohort.until(Stage.MASK)[ME]
@@ -486,7 +482,7 @@ def test_takes_no_part_under_another_key_or_off_the_roster() -> None:
 
 def test_takes_no_part_with_masks_where_the_server_is_to_be_trusted() -> None:
     with pytest.raises(ProtocolError, match="trusts the server"):
-        Cohort(make_plan()).__class__(make_plan(trust_model="trusted_server"))
+        Cohort(make_plan(trust_model="trusted_server"))
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x00", b"NaN", b"\xff" * 40, bytes(10_000_000)])

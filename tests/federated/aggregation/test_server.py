@@ -14,7 +14,7 @@ from federated.errors import CohortError, ProtocolError
 from tests.federated.aggregation.rounds import STAGES, Cohort, make_plan, noise
 
 _SLOW = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 
@@ -166,7 +166,8 @@ def test_a_plan_that_trusts_the_server_is_not_run_with_masks() -> None:
 def test_a_late_or_unasked_answer_changes_nothing() -> None:
     cohort = Cohort(make_plan(7))
     cohort.server.collect(
-        cohort.answers(cohort.server.requests(), gone=frozenset({"node-3"})) | {"stranger": b"hello"}
+        cohort.answers(cohort.server.requests(), gone=frozenset({"node-3"}))
+        | {"stranger": b"hello"}
     )
     late = cohort.clients["node-3"].answer(SecureServer(cohort.plan).requests()["node-3"])
     replies = cohort.answers(cohort.server.requests()) | {"node-3": late}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits
 from federated.aggregation.messages import Begin, Plain, encode
@@ -18,7 +20,7 @@ from tests.federated.aggregation.rounds import Cohort, make_plan, noise
 BITS = SeededBits(hashlib.sha256(b"trusted").digest(), b"test")
 
 
-def _round(plan: RoundPlan, missing: int = 0) -> tuple[TrustedServer, np.ndarray]:  # type: ignore[type-arg]
+def _round(plan: RoundPlan, missing: int = 0) -> tuple[TrustedServer, NDArray[np.int64]]:
     server = TrustedServer(plan, random=BITS)
     vectors = {
         node: np.full(plan.dimension, 7 * at - 10, dtype=np.int64)
@@ -26,8 +28,8 @@ def _round(plan: RoundPlan, missing: int = 0) -> tuple[TrustedServer, np.ndarray
     }
     replies = {}
     for node, request in server.requests().items():
-        vector = vectors[node]
-        client = TrustedClient(plan=plan, node=node, contribution=lambda v=vector: v)
+        held = partial(vectors.__getitem__, node)
+        client = TrustedClient(plan=plan, node=node, contribution=held)
         replies[node] = client.answer(request)
         assert client.finished
         with pytest.raises(ProtocolError, match="over for this node"):
@@ -47,9 +49,7 @@ def test_the_sum_is_exact_before_noise_and_named_for_its_trust() -> None:
 
 @pytest.mark.parametrize("mechanism", ["discrete_laplace", "discrete_gaussian"])
 def test_the_whole_planned_noise_is_added_once(mechanism: str) -> None:
-    plan = make_plan(
-        trust_model="trusted_server", dimension=20_000, noise=noise(mechanism, 10.0)
-    )
+    plan = make_plan(trust_model="trusted_server", dimension=20_000, noise=noise(mechanism, 10.0))
     server, plain = _round(plan)
     variance = float(np.var(server.result().total - plain))
     assert variance == pytest.approx(100 if mechanism == "discrete_gaussian" else 200, rel=0.08)
@@ -77,9 +77,7 @@ def test_a_plan_for_masks_is_never_run_without() -> None:
     with pytest.raises(ProtocolError):
         TrustedServer(plan, random=BITS)
     with pytest.raises(ProtocolError):
-        TrustedClient(
-            plan=plan, node="node-0", contribution=lambda: np.zeros(5, dtype=np.int64)
-        )
+        TrustedClient(plan=plan, node="node-0", contribution=lambda: np.zeros(5, dtype=np.int64))
 
 
 def test_a_client_with_masks_does_not_answer_a_trusted_servers_request() -> None:

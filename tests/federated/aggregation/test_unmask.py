@@ -1,4 +1,4 @@
-"""What a malicious node can do to the others: leave, or end the round. Never a wrong rebuilt sum."""
+"""What a malicious node can do to the others: leave, or end the round; no wrong secret counts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from federated.aggregation.messages import (
     Reveal,
     Shares,
     advert_text,
+    box_context,
     encode,
     parse,
 )
@@ -118,8 +119,6 @@ def _wrong_shares(cohort: Cohort, reply: bytes) -> bytes:
     boxes = []
     for box in message.boxes:
         key = client._box_key(box.peer, sender=LIAR, receiver=box.peer)
-        from federated.aggregation.messages import box_context
-
         context = box_context(plan, sender=LIAR, receiver=box.peer)
         share = made[plan.nodes.index(box.peer)]
         boxes.append(Box(box.peer, seal(key, [share] * 2, context=context)))
@@ -184,15 +183,15 @@ def test_a_false_reveal_counts_as_none(what: str) -> None:
     def lie(_stage: Stage, _node: str, reply: bytes) -> bytes:
         reveal = parse(Reveal, reply, plan)
         first, gone = reveal.survivors[0], reveal.vanished[0]
-        change = {
+        changes: dict[str, dict[str, object]] = {
             "seed": {"seed": b"x" * 32},
             "increment": {"increments": (b"x" * 32,)},
             "missing": {"increments": ()},
             "doubled": {"survivors": (*reveal.survivors, first)},
             "both": {"vanished": (gone, PeerShares(first.peer, gone.shares))},
             "itself": {"vanished": (gone, PeerShares(LIAR, gone.shares))},
-        }[what]
-        return encode(msgspec.structs.replace(reveal, **change))
+        }
+        return encode(msgspec.structs.replace(reveal, **changes[what]))
 
     result = cohort.run(drops={Stage.MASK: frozenset({"node-7"})}, tamper=_only(Stage.UNMASK, lie))
     assert cohort.server.dropped.keys() == {"node-7", LIAR}
