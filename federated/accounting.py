@@ -27,10 +27,6 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Final
 
-from dp_accounting import gaussian_mechanism
-from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import rdp_privacy_accountant as rdp
-
 from federated.errors import AccountingError
 from federated.model import Mechanism, NoisePlan, PrivacyCost, Sensitivity
 
@@ -40,7 +36,6 @@ ADJACENCY: Final = "zero-out"
 _LARGEST_PLD_EPSILON: Final = 60.0
 _FINEST_LOSS_STEP: Final = 1e-4
 _MOST_LOSS_STEPS: Final = 1_000_000
-_ORDERS: Final = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
 #: Shares of δ given to the Laplace releases when both kinds are mixed. Each is a valid bound.
 _SPLITS: Final = (0.01, 0.1, 0.5, 0.9, 0.99)
 _BISECTIONS: Final = 200
@@ -166,6 +161,9 @@ def reference_epsilon(noise: NoisePlan, sensitivity: Sensitivity, *, delta: floa
 
     For comparison with figures that others publish. It is not a bound on what is really added.
     """
+    from dp_accounting import gaussian_mechanism
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     _check_release(noise, sensitivity)
     if noise.mechanism == "discrete_gaussian":
         return float(gaussian_mechanism.get_epsilon_gaussian(noise.scale / sensitivity.l2, delta))
@@ -222,6 +220,9 @@ def _added_up(costs: Sequence[PrivacyCost], delta: float) -> float:
 def _laplace_pld_epsilon(
     laplace: frozenset[tuple[tuple[NoisePlan, Sensitivity], int]], delta: float
 ) -> float:
+    # Importing dp-accounting takes seconds, and what a coordinator reserves does not need it.
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     epsilons = [s.l1 / noise.scale for (noise, s), _ in laplace]
     if max(epsilons) > _LARGEST_PLD_EPSILON:
         return math.inf
@@ -242,11 +243,14 @@ def _laplace_pld_epsilon(
 def _rdp_epsilon(
     counted: frozenset[tuple[tuple[NoisePlan, Sensitivity], int]], delta: float
 ) -> float:
+    from dp_accounting.rdp import rdp_privacy_accountant as rdp
+
+    orders = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
     totals = [
         math.fsum(count * _renyi(noise, s, order) for (noise, s), count in counted)
-        for order in _ORDERS
+        for order in orders
     ]
-    epsilon, _ = rdp.compute_epsilon(_ORDERS, totals, delta)
+    epsilon, _ = rdp.compute_epsilon(orders, totals, delta)
     return float(epsilon)
 
 

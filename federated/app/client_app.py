@@ -7,7 +7,7 @@ through its socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 #: The record, and the two keys in it, that carry a stage's bytes either way.
 RECORD, PAYLOAD, STAGE = "havengate", "payload", "stage"
 
-type Respond = Callable[[int, str, bytes], bytes]
+type Configuration = Mapping[str, bool | int | float | str]
+type Respond = Callable[[int, Configuration, str, bytes], bytes]
 
 
 def payload_of(content: RecordDict) -> tuple[str, bytes]:
@@ -35,22 +36,22 @@ def content_of(stage: str, payload: bytes) -> RecordDict:
 
 
 def client_app(respond: Respond) -> ClientApp:
-    """Return the app around `respond`: run id, stage and bytes in, bytes out."""
+    """Return the app around `respond`: run id, run configuration, stage, bytes in; bytes out."""
     app = ClientApp()
 
     @app.query()
-    def query(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+    def query(message: Message, context: Context) -> Message:
         stage, payload = payload_of(message.content)
-        answer = respond(message.metadata.run_id, stage, payload)
+        answer = respond(message.metadata.run_id, context.run_config, stage, payload)
         return Message(content_of(stage, answer), reply_to=message)
 
     return app
 
 
-def _ask_service(run_id: int, stage: str, payload: bytes) -> bytes:
-    from federated.node.socket import ask
+def _ask_service(run_id: int, configuration: Configuration, stage: str, payload: bytes) -> bytes:
+    from federated.node.socket import Asked, ask
 
-    return ask(run_id, stage, payload)
+    return ask(Asked(run_id=run_id, configuration=configuration, stage=stage, payload=payload))
 
 
 app = client_app(_ask_service)

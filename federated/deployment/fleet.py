@@ -148,7 +148,9 @@ class FleetConnection:
 
     def run(self, run_id: int) -> Run:
         """Return what the SuperLink says a run is: bundle hash and configuration."""
-        return run_from_proto(self._call("GetRun", GetRunRequest(node=self._node, run_id=run_id)).run)
+        return run_from_proto(
+            self._call("GetRun", GetRunRequest(node=self._node, run_id=run_id)).run
+        )
 
     def push(self, reply: Message) -> None:
         """Send a reply."""

@@ -95,7 +95,9 @@ class GridExchange:
         One by one, so that a node can begin while others' messages are still on their way.
         """
         with ThreadPoolExecutor(max_workers=_SENDERS) as pool:
-            ids = list(pool.map(lambda message: self._push_one(message, deadline), messages.values()))
+            ids = list(
+                pool.map(lambda message: self._push_one(message, deadline), messages.values())
+            )
         return {id_: node for id_, node in zip(ids, messages, strict=True) if id_}
 
     def _push_one(self, message: Message, deadline: float) -> str:

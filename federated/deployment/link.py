@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -57,9 +57,7 @@ class _Headers:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = dict(headers)
 
-    def intercept(
-        self, context: ProtobufRequestContext, call_next: ProtobufCall
-    ) -> httpx.Response:
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         context.request.headers.update(self._headers)
         return call_next(context)
 
@@ -154,11 +152,9 @@ class Link:
         finally:
             heartbeat.stop()
             output = PushTaskOutputRequest(sub_status=status, details=details)
-            try:
+            # If it is away: it notices by itself when heartbeats stay away.
+            with suppress(httpx.HTTPError):
                 grid.client.PushTaskOutput(output)
-            except httpx.HTTPError:
-                # The SuperLink notices by itself when heartbeats stay away.
-                pass
             grid.close()
 
     def _claim(self, run_id: int) -> str:

@@ -83,10 +83,10 @@ def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
     from federated.deployment.lean_state import LeanLinkState
 
     # The package's attribute of this name is the command.
-    flower = import_module("flwr.superlink.cli.flower_superlink")
+    flower: Any = import_module("flwr.superlink.cli.flower_superlink")
     # Flower takes 2 GiB from whoever can open a connection.
     flower.GRPC_MAX_MESSAGE_LENGTH = LARGEST_MESSAGE_BYTES
-    state = import_module("flwr.server.superlink.linkstate.linkstate_factory")
+    state: Any = import_module("flwr.server.superlink.linkstate.linkstate_factory")
     state.SqlLinkState = LeanLinkState
     paths = (files.ca_file, files.certificate_file, files.key_file)
     authority, certificate, key = (Path(path).read_bytes() for path in paths)
@@ -117,7 +117,9 @@ def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
     )
     app = create_app(config, flower.SuperLinkLifespan)
     # Each of these takes a task of its own per call, and has nothing to do here.
-    app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ not in _IDLE]
+    app.user_middleware = [
+        one for one in app.user_middleware if getattr(one.cls, "__name__", "") not in _IDLE
+    ]
     return Gate(
         app,
         secret=Path(files.control_secret_file).read_bytes(),

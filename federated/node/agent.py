@@ -25,7 +25,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from federated.app.bundle import installed_bundle
-from federated.app.client_app import client_app
+from federated.app.client_app import Configuration, client_app
 from federated.deployment.fleet import FleetAccess, FleetConnection, heartbeats
 from federated.errors import DeploymentError, FederatedError, RefusedError
 
@@ -51,8 +51,10 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Pauses between looks, in seconds: the first after a message, the longest in a quiet time,
-    the growth between them, and the longest between attempts to reach a SuperLink that is away.
+    """Pauses between looks, in seconds.
+
+    The first after a message, the longest in a quiet time, the growth between them, and the longest
+    between attempts to reach a SuperLink that is away.
     """
 
     first_s: float = 0.1
@@ -125,11 +127,16 @@ class Agent:
             _LOG.warning("federated.agent.other_code", run_id=run_id)
             return _refusal(message)
 
-        def respond(run_id: int, stage: str, payload: bytes) -> bytes:  # noqa: ARG001 - known here
+        def respond(run_id: int, configuration: Configuration, stage: str, payload: bytes) -> bytes:
+            facts = RunFacts(run_id=run_id, configuration=configuration)
             return self._service.respond(facts, stage, payload)
 
         context = Context(
-            run_id=run_id, node_id=node_id, node_config={}, state=RecordDict(), run_config={}
+            run_id=run_id,
+            node_id=node_id,
+            node_config={},
+            state=RecordDict(),
+            run_config=dict(facts.configuration),
         )
         try:
             return client_app(respond)(message, context)
@@ -141,7 +148,7 @@ class Agent:
             _LOG.warning("federated.agent.malformed")
         except Exception as error:  # noqa: BLE001 - a node that dies takes all its people with it
             # Never the text: it may hold what the service was working on.
-            _LOG.error("federated.agent.bug", error=type(error).__name__)  # noqa: TRY400
+            _LOG.error("federated.agent.bug", error=type(error).__name__)
         return _refusal(message)
 
     def _facts(self, connection: FleetConnection, run_id: int) -> RunFacts | None:

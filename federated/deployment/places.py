@@ -1,0 +1,203 @@
+"""Where the files of one machine's federation lie, and the keys of its nodes.
+
+```
+DIRECTORY/
+  federation.json          whom everybody believes (an enrolment, closed to others)
+  roster.json              the nodes that the coordinator enrolled: public keys, Flower's ids
+  superlink/               state.sqlite3, the two secrets, what the process was told, its log
+  tls/superlink, tls/coordinator
+  nodes/NAME/              fleet.pem, identity.pem, device.store, device.keys, node.json, its log
+```
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from federated.errors import DeploymentError
+from federated.manifest import roster_hash
+from keys.private_files import make_private_directory, read_private, write_private
+
+_SECRET_BYTES: Final = 32
+_LARGEST_FILE_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The directory of one machine's federation. Everything below it is closed to others."""
+
+    directory: Path
+
+    @property
+    def federation(self) -> Path:
+        """Whom SuperLink and nodes of this machine believe."""
+        return self.directory / "federation.json"
+
+    @property
+    def roster(self) -> Path:
+        """The coordinator's list of nodes."""
+        return self.directory / "roster.json"
+
+    @property
+    def superlink(self) -> Path:
+        """The SuperLink's directory."""
+        return self.directory / "superlink"
+
+    @property
+    def control_secret(self) -> Path:
+        """What the coordinator shows the gate."""
+        return self.superlink / "control.secret"
+
+    @property
+    def executor_secret(self) -> Path:
+        """What the coordinator signs with when it claims a run (Flower's SuperExec secret)."""
+        return self.superlink / "executor.secret"
+
+    @property
+    def superlink_files(self) -> Path:
+        """What the SuperLink's process was told last: ports, certificate."""
+        return self.superlink / "superlink.json"
+
+    def tls(self, who: str) -> Path:
+        """The directory of a certificate: `superlink`, `coordinator`."""
+        return self.directory / "tls" / who
+
+    def node(self, name: str) -> Path:
+        """A node's directory."""
+        return self.directory / "nodes" / name
+
+    def prepare(self) -> None:
+        """Make directories and secrets that are not there yet."""
+        make_private_directory(self.directory)
+        for below in (self.superlink, self.directory / "tls", self.directory / "nodes"):
+            make_private_directory(below)
+        for secret in (self.control_secret, self.executor_secret):
+            if not secret.exists():
+                write_private(secret, secrets.token_bytes(_SECRET_BYTES))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeKeys:
+    """A node's two private keys: for Flower's Fleet API, and for what it signs in rounds."""
+
+    fleet: ec.EllipticCurvePrivateKey
+    identity: Ed25519PrivateKey
+
+    @property
+    def fleet_public(self) -> bytes:
+        """PEM, as Flower registers it."""
+        return self.fleet.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def identity_public(self) -> bytes:
+        """Raw, 32 bytes, as rosters hold it."""
+        return self.identity.public_key().public_bytes_raw()
+
+
+def ensure_node_keys(directory: Path) -> NodeKeys:
+    """Return the keys in a node's directory, made if they are not there yet."""
+    make_private_directory(directory)
+    fleet, identity = directory / "fleet.pem", directory / "identity.pem"
+    if not fleet.exists():
+        write_private(fleet, _pem(ec.generate_private_key(ec.SECP256R1())))
+    if not identity.exists():
+        write_private(identity, _pem(Ed25519PrivateKey.generate()))
+    return read_node_keys(directory)
+
+
+def read_node_keys(directory: Path) -> NodeKeys:
+    """Read them. Raises `DeploymentError` if they are of another kind, `KeysError` if open."""
+    try:
+        fleet = load_pem_private_key(read_private(directory / "fleet.pem"), None)
+        identity = load_pem_private_key(read_private(directory / "identity.pem"), None)
+    except ValueError as error:
+        raise DeploymentError(f"A key in {directory} is damaged: enrol the node anew.") from error
+    if not isinstance(fleet, ec.EllipticCurvePrivateKey) or not isinstance(
+        identity, Ed25519PrivateKey
+    ):
+        raise DeploymentError(f"A key in {directory} is of another kind: enrol the node anew.")
+    return NodeKeys(fleet=fleet, identity=identity)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+class EnrolledNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node of the roster. `flower_id` is given by the SuperLink; text, for it needs 64 bits.
+
+    `site` is empty for a person's own device. A site's people are charged as one class.
+    """
+
+    identity: str
+    fleet: str
+    flower_id: str
+    site: str = ""
+
+
+class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The coordinator's list, by the names under which nodes stand in studies."""
+
+    nodes: dict[str, EnrolledNode] = {}
+
+    def keys(self) -> dict[str, bytes]:
+        """Node name → raw Ed25519 public key: what a study's roster is the hash of."""
+        return {name: bytes.fromhex(node.identity) for name, node in self.nodes.items()}
+
+    def flower_ids(self) -> dict[str, int]:
+        """Node name → Flower's id."""
+        return {name: int(node.flower_id) for name, node in self.nodes.items()}
+
+    @property
+    def hash(self) -> str:
+        """What a study's `roster` must say."""
+        return roster_hash(self.keys())
+
+    def charged(self, name: str) -> list[str]:
+        """Whom the ledger charges for this node's answer."""
+        node = self.nodes[name]
+        return [f"site:{node.site}" if node.site else f"device:{name}"]
+
+
+def read_roster(path: Path) -> RosterFile:
+    """Read the list; nobody is on one that is not there. Raises `DeploymentError`."""
+    if not path.exists():
+        return RosterFile()
+    try:
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise DeploymentError(f"{path} is larger than any roster.")
+        roster = msgspec.json.decode(path.read_bytes(), type=RosterFile)
+        roster.keys(), roster.flower_ids()
+    except (msgspec.DecodeError, ValueError) as error:
+        raise DeploymentError(f"{path} is not a roster: {error}") from error
+    return roster
+
+
+def add_to_roster(path: Path, name: str, node: EnrolledNode) -> RosterFile:
+    """Add a node, or leave it as it is. Raises `DeploymentError` if the name has other keys."""
+    roster = read_roster(path)
+    known = roster.nodes.get(name)
+    if known is not None and (known.identity, known.fleet) != (node.identity, node.fleet):
+        raise DeploymentError(
+            f"A node {name} is enrolled with other keys. Choose another name, or expel it first: "
+            "studies that were approved with it must be proposed again."
+        )
+    if known == node:
+        return roster
+    roster = RosterFile(nodes={**roster.nodes, name: node})
+    write_private(path, msgspec.json.format(msgspec.json.encode(roster)))
+    return roster

@@ -1,0 +1,139 @@
+"""What coordinator and node must see alike about one round: its plan, its price, its messages.
+
+Both sides derive the plan from the signed study and the request, so nothing of it has to be
+believed: a coordinator with another plan has another digest, and no message of the round fits.
+Pure. Before: `manifest` (the study). After: `study_run` (coordinator), `node.service` (node).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from federated.accounting import cost_of
+from federated.aggregation.plan import RoundPlan
+from federated.errors import ManifestError, ProtocolError
+from federated.manifest import DeclaredQuery, Study
+from federated.model import PrivacyCost, Query
+
+#: Bound, per coordinate, on the distance between the sum of nodes' shares and the planned noise.
+#: `NoiseSchedule.log_ratio` is below 1e-29 for a thousand nodes, every share having variance 8.
+CLOSENESS: Final = 1e-28
+#: Larger messages are refused unread.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+#: The stage before a round: who is there, how many people it speaks for, how much log it has seen.
+GREET: Final = "greet"
+_REPLY: Final = b"havengate/round-reply/v1\n"
+_SIGNATURE_BYTES: Final = 64
+
+
+def round_plan(
+    study: Study, declared: DeclaredQuery, query: Query, *, round_id: str, taking_part: Roster
+) -> RoundPlan:
+    """The plan of the round. Raises `ProtocolError` if it would not protect what it should.
+
+    Threshold, survivors, colluding nodes, modulus and noise are those that were approved;
+    `taking_part` are the nodes of this round, all from the study's roster.
+    """
+    rules = study.aggregation
+    return RoundPlan(
+        study=study.study_hash,
+        round_id=round_id,
+        dimension=query.dimension,
+        bound=query.bound * taking_part.people,
+        modulus_bits=rules.modulus_bits,
+        roster=taking_part.keys,
+        threshold=rules.threshold,
+        minimum_survivors=rules.minimum_survivors,
+        colluding=rules.colluding,
+        noise=declared.noise,
+        trust_model=study.trust_model,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The nodes of a round: their raw Ed25519 public keys, and for how many people all speak."""
+
+    keys: Mapping[str, bytes] = field(repr=False)
+    people: int
+
+
+def round_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:
+    """What one answer costs each person, from the query's own sensitivity and the noise.
+
+    Raises `AccountingError` where there is no bound, `ManifestError` if the query reads other
+    columns than declared, which are those that consent was asked for.
+    """
+    if frozenset(declared.columns) != query.columns:
+        raise ManifestError(f"The query {declared.name} reads other columns than it declares.")
+    closeness = 0.0
+    if declared.noise.mechanism == "discrete_gaussian":
+        closeness = CLOSENESS * query.dimension
+    return cost_of(declared.noise, query.sensitivity, delta=declared.delta, closeness=closeness)
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node's answer to `greet`. `log_size`: entries of the study log that it has seen."""
+
+    people: int
+    log_size: int
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request. `contact` (`node.contact.ContactRequest`) comes with the first of a round."""
+
+    contact: bytes
+    request: bytes
+
+
+def encode(message: Greeting | Ask) -> bytes:
+    """Return a message's bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def parse[M: (Greeting, Ask)](kind: type[M], data: bytes) -> M:
+    """Read a message. Raises `ProtocolError`."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"A message has at most {MAX_MESSAGE_BYTES} bytes.")
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError("A message is malformed.") from error
+
+
+def sign_reply(
+    key: Ed25519PrivateKey, payload: bytes, *, run_id: int, stage: str, request: bytes
+) -> bytes:
+    """Return a node's answer under its signature: nobody else can give it, nor give it elsewhere.
+
+    Flower proves who a node is for each call, but takes a reply's sender from the reply.
+    """
+    text = _reply_text(payload, run_id=run_id, stage=stage, request=request)
+    return key.sign(text) + payload
+
+
+def open_reply(key: bytes, reply: bytes, *, run_id: int, stage: str, request: bytes) -> bytes:
+    """Return what a node answered. Raises `ProtocolError` if it is not that node's, to this."""
+    if len(reply) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"A reply has at most {MAX_MESSAGE_BYTES} bytes.")
+    signature, payload = reply[:_SIGNATURE_BYTES], reply[_SIGNATURE_BYTES:]
+    text = _reply_text(payload, run_id=run_id, stage=stage, request=request)
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, text)
+    except (InvalidSignature, ValueError) as error:
+        raise ProtocolError(
+            "A reply is not by the node that was asked, to what it was asked."
+        ) from (error)
+    return payload
+
+
+def _reply_text(payload: bytes, *, run_id: int, stage: str, request: bytes) -> bytes:
+    parts = (str(run_id), stage, sha256(request).hexdigest(), sha256(payload).hexdigest())
+    return _REPLY + "\n".join(parts).encode()

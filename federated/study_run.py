@@ -1,0 +1,283 @@
+"""The life of one run: reserve, dispatch, stages, sum, decode, spend, answer.
+
+Lives here: the order, the deadlines, and what becomes of nodes that do not do what they should.
+What nodes and SuperLink are is behind `Exchange`; who may run is settled before (`approvals`, the
+gate of the SuperLink, and again by every device).
+
+The order is the guarantee: the whole cohort's cost is in the ledger, durable and in the audit log,
+before the first node is asked for anything but its name. Whatever happens after that (a crash
+here, a SuperLink that dies, too few survivors) leaves it there. An answer is given out only after
+the ledger says `spent`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import structlog
+
+from federated.aggregation.plan import RoundPlan
+from federated.aggregation.server import RoundResult, SecureServer, Server
+from federated.aggregation.trusted import TrustedServer
+from federated.errors import CohortError, FederatedError, ProtocolError
+from federated.ledger import Reservation
+from federated.model import Answer, NoisePlan, PrivacyCost, Query, RandomBits
+from federated.node.contact import ContactRequest
+from federated.node.service import roster_of, round_name
+from federated.rounds import (
+    GREET,
+    Ask,
+    Greeting,
+    encode,
+    open_reply,
+    parse,
+    round_plan,
+    round_price,
+)
+from federated.signed_study import SignedStudy
+
+_LOG = structlog.get_logger("federated.run")
+
+type Say = Callable[[str], None]
+
+
+class Exchange(Protocol):
+    """Asks nodes, by their names in the roster, and waits."""
+
+    def ask(
+        self, stage: str, payloads: Mapping[str, bytes], *, timeout_s: float
+    ) -> Mapping[str, bytes]:
+        """Return what came back in time, as it came. Never raises for what a node does."""
+        ...
+
+
+class RoundLedger(Protocol):
+    """What a run needs of `federated.ledger.Ledger`."""
+
+    def reserve(
+        self, *, study: str, round_id: str, participants: Sequence[str], cost: PrivacyCost
+    ) -> Reservation:
+        """Charge all, durably, or raise and charge nobody."""
+        ...
+
+    def spend(self, reservation: Reservation) -> None:
+        """Say that the answer is given out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long each stage may take, in seconds. `greet` is only for who is there at all."""
+
+    greet_s: float = 10.0
+    stage_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPorts:
+    """What a run stands on.
+
+    `roster`: node name → raw Ed25519 public key, whole, as approved. `participants` names whom a
+    node's answer charges in the ledger (a device is one; a site's people are one class).
+    `prove` makes the proof that the study was published, for a node that has seen so many entries.
+    """
+
+    exchange: Exchange
+    ledger: RoundLedger
+    roster: Mapping[str, bytes] = field(repr=False)
+    query: Callable[[str], Query]
+    prove: Callable[[int], bytes]
+    random: RandomBits = field(repr=False)
+    participants: Callable[[str], Sequence[str]]
+    say: Say = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """What one question's round gave. `dropped`: node → stage and why, in a few words."""
+
+    query: str
+    round_id: str
+    answer: Answer
+    result: RoundResult = field(repr=False)
+    cost: PrivacyCost
+    people: int
+    nodes: int
+    dropped: Mapping[str, str]
+
+
+class StudyRun:
+    """One run of a study: asks its questions, one round each. Used once."""
+
+    def __init__(
+        self,
+        signed: SignedStudy,
+        ports: RunPorts,
+        *,
+        run_id: int,
+        deadlines: Deadlines | None = None,
+        level: float = 0.95,
+    ) -> None:
+        self._study = signed.study
+        self._signed = signed.encode()
+        self._ports = ports
+        self._run_id = run_id
+        self._deadlines = deadlines or Deadlines()
+        self._level = level
+
+    def ask(self, name: str, round_number: int) -> RoundOutcome:
+        """Ask one of the study's questions and return the answer.
+
+        Raises `CohortError` when too few take part or survive, `BudgetExhaustedError` before
+        anybody is asked, `LedgerError`. What was reserved stays spent.
+        """
+        declared = self._study.query(name)
+        query = self._ports.query(declared.ask)
+        greetings = self._greet()
+        request = self._request(name, round_number, greetings)
+        plan = round_plan(
+            self._study,
+            declared,
+            query,
+            round_id=round_name(request),
+            taking_part=roster_of(request),
+        )
+        cost = round_price(declared, query)
+        reservation = self._reserve(plan, cost, request)
+        result, dropped = self._stages(plan, request, greetings)
+        people = sum(request.taking_part[node] for node in result.survivors)
+        self._verify_cohort(people, "survived")
+        answer = query.decode(
+            result.total,
+            noise=_carried(declared.noise, result.noise_weight),
+            people=people,
+            level=self._level,
+        )
+        self._ports.ledger.spend(reservation)
+        self._ports.say(f"{name}: answered by {len(result.survivors)} nodes")
+        return RoundOutcome(
+            query=name,
+            round_id=plan.round_id,
+            answer=answer,
+            result=result,
+            cost=cost,
+            people=people,
+            nodes=len(result.survivors),
+            dropped=dropped,
+        )
+
+    # --- Who is there ----------------------------------------------------------------------------
+
+    def _greet(self) -> dict[str, Greeting]:
+        ports, request = self._ports, b""
+        self._ports.say(f"greeting {len(ports.roster)} nodes")
+        answers = ports.exchange.ask(
+            GREET, dict.fromkeys(ports.roster, request), timeout_s=self._deadlines.greet_s
+        )
+        greetings = {}
+        for node, payload in self._opened(GREET, dict.fromkeys(answers, request), answers).items():
+            try:
+                greeting = parse(Greeting, payload)
+            except ProtocolError:
+                continue
+            if greeting.people > 0 and greeting.log_size >= 0:
+                greetings[node] = greeting
+        least = self._study.aggregation.minimum_survivors
+        if len(greetings) < least:
+            raise CohortError(
+                f"{len(greetings)} of {len(ports.roster)} nodes are there, {least} are needed: "
+                "nothing was reserved."
+            )
+        self._verify_cohort(sum(one.people for one in greetings.values()), "would take part")
+        return greetings
+
+    def _verify_cohort(self, people: int, what: str) -> None:
+        if people < self._study.minimum_cohort:
+            raise CohortError(
+                f"{people} people {what}; at least {self._study.minimum_cohort} must, so that "
+                "nobody stands out. Nothing is released."
+            )
+
+    def _request(
+        self, name: str, round_number: int, greetings: Mapping[str, Greeting]
+    ) -> ContactRequest:
+        return ContactRequest(
+            study=self._signed,
+            proof=b"",
+            query=name,
+            run=str(self._run_id),
+            round_number=round_number,
+            roster=self._ports.roster,
+            taking_part={node: greeting.people for node, greeting in greetings.items()},
+        )
+
+    # --- Reserve, then ask -----------------------------------------------------------------------
+
+    def _reserve(self, plan: RoundPlan, cost: PrivacyCost, request: ContactRequest) -> Reservation:
+        whom = [name for node in request.taking_part for name in self._ports.participants(node)]
+        return self._ports.ledger.reserve(
+            study=self._study.study_hash, round_id=plan.round_id, participants=whom, cost=cost
+        )
+
+    def _stages(
+        self, plan: RoundPlan, request: ContactRequest, greetings: Mapping[str, Greeting]
+    ) -> tuple[RoundResult, Mapping[str, str]]:
+        server: Server = (
+            TrustedServer(plan, random=self._ports.random)
+            if plan.trust_model == "trusted_server"
+            else SecureServer(plan)
+        )
+        proofs: dict[int, bytes] = {}
+        first = True
+        while requests := server.requests():
+            asks = {}
+            for node, inner in requests.items():
+                contact = self._contact(request, greetings[node].log_size, proofs) if first else b""
+                asks[node] = encode(Ask(contact=contact, request=inner))
+            stage = str(server.stage)
+            self._ports.say(f"{stage}: {len(asks)} nodes")
+            answers = self._ports.exchange.ask(stage, asks, timeout_s=self._deadlines.stage_s)
+            server.collect(self._opened(stage, asks, answers))
+            first = False
+        return server.result(), server.dropped
+
+    def _contact(self, request: ContactRequest, log_size: int, proofs: dict[int, bytes]) -> bytes:
+        """The request with the proof that leads on from what this node has seen."""
+        if log_size not in proofs:
+            try:
+                proofs[log_size] = self._ports.prove(log_size)
+            except FederatedError as error:
+                # A node that claims to have seen more than there is gets what it will refuse.
+                _LOG.warning("federated.run.no_proof", **error.diagnostics())
+                proofs[log_size] = b"{}"
+        return replace(request, proof=proofs[log_size]).encode()
+
+    def _opened(
+        self, stage: str, asks: Mapping[str, bytes], answers: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Of what came, what the nodes themselves said to what they were asked."""
+        opened = {}
+        for node in asks.keys() & answers.keys():
+            try:
+                opened[node] = open_reply(
+                    self._ports.roster[node],
+                    answers[node],
+                    run_id=self._run_id,
+                    stage=stage,
+                    request=asks[node],
+                )
+            except ProtocolError as error:
+                _LOG.warning("federated.run.reply_refused", node=node, **error.diagnostics())
+        return opened
+
+
+def _carried(noise: NoisePlan, weight: float) -> NoisePlan:
+    """The noise that the sum really carries: for error bars, never for a claim."""
+    return replace(noise, scale=noise.scale * math.sqrt(max(1.0, weight)))
+
+
+#: Names of the stages, in order: for progress and for tests that break each.
+STAGES: Final = (GREET, "advertise", "share", "mask", "consistency", "unmask")

@@ -1,0 +1,223 @@
+"""A federation for tests: OpenBao's certificates, a SuperLink, nodes with stores, all processes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from audit.recorder import Recorder, Sequenced
+from federated.accounting import Accountant
+from federated.code_hash import installed_code_hash
+from federated.coordinator import Coordinator, StudyOutcome, link_access
+from federated.database import StudyDatabase
+from federated.deployment.certificates import Certificates
+from federated.deployment.node_process import declared_query
+from federated.deployment.places import Places, RosterFile
+from federated.deployment.up import Federation
+from federated.draft import parse_study
+from federated.ledger import Ledger
+from federated.manifest import Study
+from federated.node.consent import Consents, Scope
+from federated.node.enrolment import Enrolment
+from federated.node.keeper import FileKeeper
+from federated.node.receipts import Receipts
+from federated.node.store import Store
+from federated.signed_study import SignedStudy
+from federated.study_run import Deadlines
+from keys.private_files import write_private
+from keys.settings import PkiSettings
+from tests.federated.node.tables import fill
+from tests.federated.studies import ORIGIN, Parties, PlainSealer, StudyLog
+from tests.openbao import RunningServer
+
+PEOPLE = ("me", "you", "he", "she", "they")
+
+STUDY = """
+id = "ID"
+title = "Hours of sleep"
+question = "How many hours do people sleep?"
+purpose = "HRESCH"
+valid_from = FROM
+valid_until = UNTIL
+epsilon = 1.0
+minimum_cohort = 6
+sites = ["north", "south"]
+roster = "ROSTER"
+code_hash = "CODE"
+
+[aggregation]
+threshold = THRESHOLD
+colluding = COLLUDING
+minimum_survivors = THRESHOLD
+
+[[queries]]
+epsilon = 1.0
+columns = ["sleep_hours"]
+mechanism = "discrete_laplace"
+scale = SCALE
+ask = { kind = "histogram", name = "hours", column = "sleep_hours", edges = [4.0, 6.0, 8.0] }
+"""
+
+
+@dataclass
+class Running:
+    """A federation that is up, and everything around it."""
+
+    places: Places
+    federation: Federation
+    parties: Parties
+    log: StudyLog
+    roster: RosterFile
+    ledger: Ledger
+    names: list[str]
+    counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def study(self, changes: Mapping[str, str] | None = None) -> Study:
+        """A new study of the nodes that are there; `changes` replace texts of its file."""
+        now, nodes = int(time.time()), len(self.names)
+        threshold = 2 * nodes // 3 + 1
+        text = STUDY
+        for old, new in {
+            **(changes or {}),
+            "ID": f"hours-{next(self.counter)}",
+            "FROM": str(now - 60),
+            "UNTIL": str(now + 86_400),
+            "ROSTER": self.roster.hash,
+            "CODE": installed_code_hash(),
+            "THRESHOLD": str(threshold),
+            "COLLUDING": str(min(1, 2 * threshold - nodes - 1)),
+            "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
+        }.items():
+            text = text.replace(old, new)
+        return parse_study(text.encode())
+
+    def approved(self, changes: Mapping[str, str] | None = None) -> SignedStudy:
+        """A study that everybody signed, and that is in the log."""
+        signed = self.parties.sign(self.study(changes))
+        self.log.append_published(signed.study)
+        return signed
+
+    def coordinator(self, deadlines: Deadlines | None = None) -> Coordinator:
+        port = self.federation.ports.http
+        return Coordinator(
+            access=link_access(self.places, address=f"127.0.0.1:{port}"),
+            roster=self.roster,
+            ledger=self.ledger,
+            log=self.log.directory,
+            query=declared_query,
+            deadlines=deadlines or Deadlines(greet_s=20.0, stage_s=60.0),
+        )
+
+    def run(self, signed: SignedStudy, deadlines: Deadlines | None = None) -> StudyOutcome:
+        return self.coordinator(deadlines).run(signed, say=print)
+
+    def open_store(self, name: str) -> Store:
+        """A node's store, beside its own process."""
+        directory = self.places.node(name)
+        return Store.open(directory / "device.store", FileKeeper(directory / "device.keys"))
+
+    def receipts(self, name: str) -> list[str]:
+        store = self.open_store(name)
+        try:
+            return [one.words() for one in Receipts(store).of(store.people()[0])]
+        finally:
+            store.close()
+
+    def online(self) -> set[int]:
+        return self.federation.link.online()
+
+
+HOURS = '{"column":"sleep_hours","edges":[4.0,6.0,8.0],"kind":"histogram","name":"hours"}'
+
+
+@contextmanager
+def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Running]:
+    """Start everything in `directory`: each node with two people who agree to everything."""
+    parties, log = Parties(), StudyLog(directory)
+    places = Places(directory=directory / "federation")
+    places.prepare()
+    believed = Enrolment(
+        node="all",
+        coordinator=(parties.coordinator.public.hex(),),
+        ethics_board=(parties.board.public.hex(),),
+        sites={name: (key.public.hex(),) for name, key in parties.sites.items()},
+        origin=ORIGIN,
+        log_keys=tuple(key.text for key in log.keys),
+        witness_keys=tuple(key.text for key in log.witness_keys),
+        allow_trusted_server=True,
+    )
+    write_private(places.federation, msgspec.json.encode(believed))
+    names = [f"node-{number}" for number in range(1, nodes + 1)]
+    with bao.client("gateway") as server, bao.client("node") as client:
+        certificates = Certificates.open(
+            places, server=server, client=client, settings=PkiSettings()
+        )
+        database = StudyDatabase(f"sqlite:///{directory / 'ledger.sqlite3'}")
+        try:
+            with Federation(places, certificates, say=print) as federation:
+                roster = federation.enrol(names)
+                for name in names:
+                    populate(places.node(name))
+                federation.start_nodes(names)
+                yield Running(
+                    places=places,
+                    federation=federation,
+                    parties=parties,
+                    log=log,
+                    roster=roster,
+                    ledger=ledger_over(database, log),
+                    names=names,
+                )
+        finally:
+            database.close()
+
+
+def populate(directory: Path) -> None:
+    """Put two people into a node's store, who agree to histograms of their sleep."""
+    store = Store.open(directory / "device.store", FileKeeper(directory / "device.keys"))
+    try:
+        fill(store, {name: {"sleep_hours": [7.0, 7.5, 6.5]} for name in PEOPLE})
+        scope = Scope(
+            kinds=frozenset({"histogram"}),
+            columns=frozenset({"sleep_hours"}),
+            purposes=frozenset({"HRESCH"}),
+        )
+        Consents(store).give(store.people(), scope, now=int(time.time()))
+    finally:
+        store.close()
+
+
+class OpeningLog:
+    """Appends to the log's directory, opening it each time: tests publish studies in between."""
+
+    def __init__(self, log: StudyLog) -> None:
+        self._log = log
+
+    def append(self, entry: bytes) -> Sequenced:
+        with self._log.writer() as writer:
+            return writer.append(entry)
+
+
+def ledger_over(database: StudyDatabase, log: StudyLog, *, cap: float = 100.0) -> Ledger:
+    recorder = Recorder(
+        OpeningLog(log),
+        sealer=PlainSealer(),
+        clock=time.time,
+        ids=lambda: uuid.uuid4().hex,
+    )
+    return Ledger(
+        database,
+        accountant=Accountant(delta=1e-6, adaptive=True),
+        cap=cap,
+        recorder=recorder,
+        tenant="clinic",
+        clock=time.time,
+        ids=lambda: uuid.uuid4().hex,
+    )
