@@ -34,7 +34,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def world(tmp_path: Path, keeper: FileKeeper) -> Iterator[World]:
-    (tmp_path / "ring").mkdir(mode=0o700)
+    (tmp_path / "ring").mkdir(mode=0o700, exist_ok=True)
     spied = SpiedStore.create(tmp_path / "device.store", keeper)
     assert isinstance(spied, SpiedStore)
     yield World(tmp_path, spied)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from federated.errors import FederatedError, ImportDataError, RefusedError, StoreError
+from federated.node.cli import device_app
+from federated.node.keeper import FileKeeper
+from federated.node.store import Store
+from tests.federated.node.importers.exports import APPLE
+from tests.federated.node.world import SpiedStore, World
+
+type Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    if not (tmp_path / "ring").exists():
+        (tmp_path / "ring").mkdir(mode=0o700)
+    place = ["--store", str(tmp_path / "device.store")]
+    place += ["--key-file", str(tmp_path / "ring" / "device.keys")]
+
+    def invoke(*words: str, fails: type[FederatedError] | None = None) -> Result:
+        result = CliRunner().invoke(device_app, [*place, *words])
+        if fails is not None:
+            assert isinstance(result.exception, fails), result.output
+        else:
+            assert result.exit_code == 0, (result.output, result.exception)
+        return result
+
+    return invoke
+
+
+def as_json(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def filled(tmp_path: Path, run: Run) -> Run:
+    (tmp_path / "export.xml").write_text(APPLE)
+    run("init")
+    run("import", str(tmp_path / "export.xml"))
+    return run
+
+
+def test_imports_and_shows_what_there_is_without_a_value(tmp_path: Path, filled: Run) -> None:
+    again = as_json(filled("import", str(tmp_path / "export.xml"), "--json"))
+    assert (again["changed"], again["bad"], again["readings"]) == (0, 0, 9)
+    data = as_json(filled("data", "--json"))
+    steps = [row for row in data["data"] if row["column"] == "steps"]
+    assert {row["source"] for row in steps} == {"apple-health: Phone", "apple-health: Watch"}
+    assert steps[0]["first"] == "2024-01-02"
+    assert "350" not in filled("data").stdout
+
+
+def test_bad_rows_come_out_as_one_error(tmp_path: Path, filled: Run) -> None:
+    path = tmp_path / "bad.xml"
+    path.write_text(APPLE.replace('unit="mi"', 'unit="furlong"'))
+    found = filled("import", str(path), "--format", "apple-health", fails=ImportDataError)
+    assert "furlong" in str(found.exception)
+    report = as_json(
+        filled("import", str(path), "--format", "apple-health", "--skip-bad", "--json")
+    )
+    assert report["bad"] == 1
+    filled("import", str(path), "--time-zone", "Mars/Olympus", fails=ImportDataError)
+
+
+def test_consent_is_given_shown_and_taken_back(filled: Run) -> None:
+    assert "agreed to nothing" in filled("consent", "list").stdout
+    words = ["--kind", "mean", "--column", "steps", "--column", "mood", "--purpose", "HRESCH"]
+    filled("consent", "give", *words)
+    (one,) = as_json(filled("consent", "list", "--json"))["consents"]
+    assert one["columns"] == ["mood", "steps"]
+    assert one["revoked"] is None
+    assert as_json(filled("consent", "revoke", "--json")) == {"revoked": 1}
+    assert "taken back" in filled("consent", "list").stdout
+    filled("consent", "give", "--kind", "mean", "--column", "diary", "--purpose", "X1",
+           fails=StoreError)  # fmt: skip
+
+
+def test_states_change_and_every_command_speaks_json(filled: Run) -> None:
+    assert as_json(filled("pause", "--json")) == {"state": "paused"}
+    assert as_json(filled("data", "--json"))["state"] == "paused"
+    assert as_json(filled("resume", "--json")) == {"state": "taking_part"}
+    assert as_json(filled("withdraw", "sleep-study", "--json")) == {"state": "withdrawn"}
+    assert as_json(filled("leave", "--yes", "--json")) == {"state": "left"}
+    assert "stays spent" in filled("leave", "--yes").stdout
+    assert as_json(filled("receipts", "--json")) == {"receipts": []}
+    assert as_json(filled("check", "--json")) == {"sound": True}
+    assert as_json(filled("columns", "--json"))[0]["name"] == "mood"
+
+
+def test_a_higher_cap_asks_first_and_a_lower_one_does_not(filled: Run) -> None:
+    assert as_json(filled("cap", "--epsilon", "2", "--json"))["epsilon"] == 2
+    assert "ε = 0 of 2" in filled("budget").stdout
+    assert as_json(filled("cap", "--epsilon", "3", "--yes", "--json"))["epsilon"] == 3
+    with pytest.raises(AssertionError):
+        # Nobody answers the question.
+        filled("cap", "--epsilon", "4", "--json")
+    assert as_json(filled("budget", "--json"))["epsilon"] == 3
+
+
+def test_erases_everything(tmp_path: Path, filled: Run) -> None:
+    assert as_json(filled("erase", "--yes", "--json")) == {"state": "erased"}
+    assert not list(tmp_path.glob("device.store*"))
+    filled("data", fails=StoreError)
+    filled("init")
+
+
+def test_at_a_site_says_whose(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "t.csv").write_text("who,day,m\na,2024-01-02,3\nb,2024-01-02,4\n")
+    (tmp_path / "m.toml").write_text(
+        'source = "t"\nperson = "who"\n[day]\ncolumn = "day"\n'
+        '[columns.worry]\ntake = ["m"]\nunit = "{score}"\n'
+    )
+    run("init")
+    run("import", str(tmp_path / "t.csv"), "--mapping", str(tmp_path / "m.toml"))
+    assert [one["person"] for one in as_json(run("data", "--json"))["people"]] == ["a", "b"]
+    run("pause", fails=StoreError)
+    run("pause", "--person", "a")
+    words = ["--kind", "mean", "--column", "worry", "--purpose", "HRESCH", "--everybody"]
+    assert as_json(run("consent", "give", *words, "--json")) == {"people": 2}
+    run("erase", "--person", "a", "--yes")
+    assert as_json(run("data", "--json"))["person"] == "b"
+
+
+def test_agrees_to_a_study_as_it_is_and_reads_the_receipt(
+    tmp_path: Path, run: Run, world: World
+) -> None:
+    """The store that `run` works on is the world's: one person, enrolled."""
+    asked = world.study()
+    world.consents.revoke(world.store.person("me"), now=world.now)
+    (tmp_path / "enrolment.json").write_bytes(msgspec.json.encode(world.enrolment()))
+    assert as_json(run("enrol", str(tmp_path / "enrolment.json"), "--json"))["node"] == "node-3"
+    (tmp_path / "study.json").write_bytes(world.parties.sign(asked).encode())
+    with pytest.raises(RefusedError):
+        world.admit(world.request(asked), asked)
+    shown = run("consent", "study", str(tmp_path / "study.json"), "--yes").stdout
+    assert "How does mood differ" in shown
+    assert "at most ε = 1" in shown
+    admission = world.admit(world.request(asked, index=world.last), asked)
+    list(world.guard.rows(admission, now=world.now))
+    (allowed, refused) = as_json(run("receipts", "--json"))["receipts"]
+    assert (allowed["outcome"], refused["rule"]) == ("allowed", "consent")
+    assert "Sleep and mood" in run("receipts", "--last", "1").stdout
+    found = as_json(run("budget", "--json"))
+    assert found["studies"] == {"sleep-and-mood": pytest.approx(0.5)}
+
+
+def test_a_study_that_is_not_signed_is_not_even_asked_about(
+    tmp_path: Path, run: Run, world: World
+) -> None:
+    signed = world.parties.sign(world.study())
+    cut = replace(signed, signatures=signed.signatures[1:])
+    (tmp_path / "study.json").write_bytes(cut.encode())
+    run("consent", "study", str(tmp_path / "study.json"), "--yes", fails=FederatedError)
+
+
+def test_the_key_file_is_never_made_unasked(tmp_path: Path) -> None:
+    result = CliRunner().invoke(device_app, ["--store", str(tmp_path / "s"), "init"])
+    assert isinstance(result.exception, StoreError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_opens_what_the_library_made(tmp_path: Path, run: Run) -> None:
+    run("init")
+    keeper = FileKeeper(tmp_path / "ring" / "device.keys")
+    store = Store.open(tmp_path / "device.store", keeper)
+    assert store.people() == ()
+    assert not isinstance(store, SpiedStore)
+    store.close()
