@@ -22,7 +22,14 @@ from rich.table import Table
 
 from benchmarks.harness import Result
 
-SUITES = ("bench_keys", "bench_audit", "bench_index", "bench_policies", "bench_ingress")
+SUITES = (
+    "bench_keys",
+    "bench_audit",
+    "bench_index",
+    "bench_policies",
+    "bench_ingress",
+    "bench_secagg",
+)
 RESULTS = Path(__file__).with_name("results.json")
 
 
