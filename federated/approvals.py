@@ -141,7 +141,8 @@ class Approvals:
     """The paper trail of all studies of one coordinator. Threads and processes may share it.
 
     `decide` is the policies' engine; `trusted` holds the keys that were enrolled for each role;
-    `officers` the ids of the persons who speak for each site; `clock` is Unix time in seconds.
+    `officers` the ids of the persons who speak for each site; `clock` is Unix time in seconds;
+    `name_of` gives the name under which the log seals a person.
     """
 
     def __init__(
@@ -155,7 +156,9 @@ class Approvals:
         officers: Mapping[str, frozenset[str]],
         tenant: str,
         clock: Callable[[], float],
+        name_of: Callable[[Principal], str] = lambda principal: principal.id,
     ) -> None:
+        self._name_of = name_of
         self._store = store
         self._recorder = recorder
         self._decide = decide
@@ -358,7 +361,13 @@ class Approvals:
         decision = self._decide(request)
         allowed = isinstance(decision, Allowed)
         act = replace(
-            self._act(kind, study, _who(principal, role, now), site=site, answer=answer),
+            self._act(
+                kind,
+                study,
+                _who(self._name_of(principal), principal, role, now),
+                site=site,
+                answer=answer,
+            ),
             decision="allow" if allowed else "deny",
             rules=decision.rules,
         )
@@ -491,13 +500,13 @@ def _question(kind: StepKind) -> StudyAction:
     return questions[kind]
 
 
-def _who(principal: Principal, role: str, now: float) -> Who:
+def _who(name: str, principal: Principal, role: str, now: float) -> Who:
     shown = principal.assurance
     at = shown.second_factor_at
     age_s = None if at is None or at > now else int(now - at)
     return Who(
         kind="person",
-        person=principal.id,
+        person=name,
         role=role,
         assurance=Assurance(level=shown.second_factor, age_s=age_s),
     )

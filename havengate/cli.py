@@ -26,6 +26,9 @@ from audit.errors import (
     MalformedQueryError,
     WitnessError,
 )
+from federated import cli as studies_cli
+from federated.errors import DeploymentError, FederatedError, ManifestError
+from federated.node.cli import device_app
 from gateway import cli as gateway_cli
 from gateway import cli_outbound, cli_users
 from gateway.checks import Finding
@@ -50,7 +53,9 @@ if TYPE_CHECKING:
     from policies.replay import RecordedDecision
 
 #: Every error that is meant to be read.
-type HavengateError = KeysError | AuditError | PoliciesError | GatewayError | ConfigurationError
+type HavengateError = (
+    KeysError | AuditError | PoliciesError | GatewayError | FederatedError | ConfigurationError
+)
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
 #: As a shell reports SIGINT.
@@ -68,7 +73,14 @@ def main() -> None:
         # The log knows what was begun; a command that was cut short may be repeated.
         typer.echo("havengate: interrupted; the command may be repeated", err=True)
         sys.exit(INTERRUPTED)
-    except (KeysError, AuditError, PoliciesError, GatewayError, ConfigurationError) as error:
+    except (
+        KeysError,
+        AuditError,
+        PoliciesError,
+        GatewayError,
+        FederatedError,
+        ConfigurationError,
+    ) as error:
         sys.exit(_report(error))
 
 
@@ -114,6 +126,17 @@ def build() -> typer.Typer:
     app.add_typer(
         cli_outbound.build(lambda: _settings().gateway.outbound, _config_file), name="outbound"
     )
+    app.add_typer(
+        studies_cli.build(
+            studies_cli.StudyCommands(
+                settings=lambda: _settings().federated,
+                roster=_enrolled_roster,
+                open_program=_open_studies,
+            )
+        ),
+        name="study",
+    )
+    app.add_typer(device_app, name="device")
     return app
 
 
@@ -157,6 +180,18 @@ def _open_records(since: int) -> Iterator[Iterable[RecordedDecision]]:
     settings = _settings().audit
     log = LogReader(Path(settings.directory))
     yield recorded_decisions(log, since, retention_days=settings.retention_days)
+
+
+def _open_studies() -> AbstractContextManager[studies_cli.StudyProgram]:
+    from havengate import studies
+
+    return studies.open_studies(_settings(), os.environ)
+
+
+def _enrolled_roster() -> str | None:
+    from havengate import studies
+
+    return studies.enrolled_roster(_settings().federated)
 
 
 # The wiring needs all libraries there are; help and mistakes must not wait for them.
@@ -253,6 +288,7 @@ def _exit_code(error: HavengateError) -> int:  # noqa: PLR0911 - one table
             | AuditConfigurationError()
             | MalformedQueryError()
             | GatewayConfigurationError()
+            | ManifestError()
         ):
             return WRONG
         case RecordsUnavailableError():
@@ -263,7 +299,7 @@ def _exit_code(error: HavengateError) -> int:  # noqa: PLR0911 - one table
             LogUnavailableError() | IndexUnavailableError() | WitnessError() | EmbeddedServerError()
         ):
             return UNAVAILABLE
-        case DirectoryError() | UnavailableError():
+        case DirectoryError() | UnavailableError() | DeploymentError():
             return UNAVAILABLE
         case KeysError() if error.retryable:
             return UNAVAILABLE

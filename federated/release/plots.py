@@ -19,6 +19,7 @@ _ROW_IN: Final = 0.34
 _MARGIN_IN: Final = 0.9
 #: More rows than this are drawn as a curve with a band.
 _MOST_ROWS: Final = 30
+_BAND_IN: Final = 2.4
 _LONGEST_NAME: Final = 48
 _INK, _ACCENT, _FAINT = "#1f2a37", "#1d5f8a", "#d5dde6"
 #: `Any`: the stubs name every one of the library's settings.
@@ -42,7 +43,7 @@ def plot_estimates(estimates: Sequence[Mapping[str, Any]], *, label: str) -> str
     """Draw one answer's estimates. `label` says in words what is seen, for those who cannot."""
     units = list(dict.fromkeys(one["unit"] for one in estimates))
     groups = [[one for one in estimates if one["unit"] == unit] for unit in units]
-    heights = [_MARGIN_IN + _ROW_IN * min(len(group), _MOST_ROWS) for group in groups]
+    heights = [_MARGIN_IN + _height_in(len(group)) for group in groups]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_IN, sum(heights)), layout="constrained")
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)
@@ -55,6 +56,10 @@ def plot_estimates(estimates: Sequence[Mapping[str, Any]], *, label: str) -> str
         figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
     text = _METADATA.sub("", _PROLOGUE.sub("", svg.getvalue(), count=1))
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _height_in(count: int) -> float:
+    return _ROW_IN * count if count <= _MOST_ROWS else _BAND_IN
 
 
 def _draw_rows(axis: Any, unit: str, group: Sequence[Mapping[str, Any]]) -> None:

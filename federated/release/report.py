@@ -15,8 +15,8 @@ from typing import Any, Final
 from federated.release.plots import plot_estimates
 
 _MECHANISMS: Final = {
-    "discrete_laplace": "discrete Laplace noise",
-    "discrete_gaussian": "discrete Gaussian noise",
+    "discrete_laplace": "Discrete Laplace noise",
+    "discrete_gaussian": "Discrete Gaussian noise",
 }
 _TRUST: Final = {
     "secure_aggregation": "Secure aggregation: nobody, the coordinator included, saw what a single "
@@ -24,6 +24,8 @@ _TRUST: Final = {
     "trusted_server": "Trusted server: the coordinator saw what every node sent, and added the "
     "noise. This report rests on its honesty.",
 }
+#: A longer table is folded away.
+_MOST_ROWS: Final = 20
 _STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2a37; --faint: #d5dde6; --accent: #1d5f8a; }
 * { box-sizing: border-box; }
@@ -120,12 +122,17 @@ def _answer(one: Mapping[str, Any]) -> str:
     cost = one["cost"]
     label = escape(f"{one['query']}: each estimate with its {level} interval", quote=True)
     plot = plot_estimates(estimates, label=label) if estimates else ""
+    table = (
+        '<table><thead><tr><th>estimate</th><th class="number">value</th>'
+        f'<th class="number">{level} interval</th><th>unit</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+    if len(estimates) > _MOST_ROWS:
+        table = f"<details><summary>All {len(estimates)} estimates</summary>{table}</details>"
     cautions = "".join(f'<p class="caution">{escape(text)}</p>' for text in one["cautions"])
     return (
         f"<section><h3>{escape(one['query'])}</h3>{plot}"
-        f'<table><thead><tr><th>estimate</th><th class="number">value</th>'
-        f'<th class="number">{level} interval</th><th>unit</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{cautions}"
+        f"{table}{cautions}"
         f'<p class="small">{one["people"]:,} people at {one["nodes"]} nodes'
         f"{_dropped(one['dropped'])}. {_MECHANISMS.get(cost['mechanism'], cost['mechanism'])} of "
         f"scale {_number(cost['scale'])} on integers that one person moves by at most "

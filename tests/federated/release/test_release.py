@@ -113,7 +113,7 @@ def test_the_report_says_what_the_document_says(document: dict[str, Any]) -> Non
         "secure aggregation",
         "nobody, the coordinator included",
         "at most 0 nodes are in league",
-        "discrete Gaussian noise of scale 1,843",
+        "Discrete Gaussian noise of scale 1,843",
         "4.99 to 5.83",
         "95 % interval",
         "which can pull means inward",

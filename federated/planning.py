@@ -1,0 +1,108 @@
+"""Before a study is proposed: what it costs and how sure its answers will be, and if that is true.
+
+Lives here: the plan of a whole study from its draft. One query's plan stands in
+`federated.analytics.plan`, adding costs up in `federated.accounting`. Reads nobody's data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from federated.accounting import compose
+from federated.analytics.base import BaseQuery
+from federated.analytics.declare import query_from
+from federated.analytics.plan import QueryPlan, plan_query
+from federated.draft import Draft, Planned
+from federated.errors import ManifestError
+from federated.manifest import DeclaredQuery, Study
+from federated.model import PrivacyCost
+from federated.rounds import CLOSENESS, round_price
+
+#: What rounding may take a computed figure above the one that it was computed for.
+_SLACK: Final = 1 + 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlan:
+    """A whole study, and what to expect of it. `epsilon` at `delta`: all answers together."""
+
+    study: Study
+    queries: tuple[QueryPlan, ...]
+    epsilon: float
+    delta: float
+
+
+def plan_study(
+    draft: Draft, *, people: int, level: float, roster: str | None, code_hash: str
+) -> StudyPlan:
+    """Choose each query's noise, fill the draft's gaps, and foresee the errors at `people`.
+
+    Raises `ManifestError` or `AccountingError`.
+    """
+    plans: list[QueryPlan] = []
+    planned: dict[str, Planned] = {}
+    for section in draft.file.queries:
+        query = query_from(section.ask)
+        plan = plan_query(
+            query,
+            epsilon=section.epsilon,
+            delta=section.delta,
+            people=people,
+            level=level,
+            # Without δ there is only the noise that is exact.
+            closeness=CLOSENESS * query.dimension if section.delta > 0 else 0.0,
+        )
+        plans.append(plan)
+        planned[query.name] = Planned(columns=query.columns, noise=plan.noise)
+    study = draft.complete(planned=planned, roster=roster, code_hash=code_hash)
+    costs = study_costs(study)
+    # What the file says of its noise counts, not what would have been chosen.
+    plans = [replace(plan, cost=costs[plan.query]) for plan in plans]
+    return StudyPlan(
+        study=study,
+        queries=tuple(plans),
+        epsilon=compose(list(costs.values()), delta=study.delta),
+        delta=study.delta,
+    )
+
+
+def read_ask(ask: str) -> BaseQuery:
+    """The query of a declaration, as a study holds it. Raises `ManifestError`."""
+    return query_from(json.loads(ask))
+
+
+def study_costs(study: Study) -> Mapping[str, PrivacyCost]:
+    """What each answer really costs each person, by the query's name."""
+    return {one.name: round_price(one, read_ask(one.ask)) for one in study.queries}
+
+
+def composed_epsilon(study: Study, costs: Sequence[PrivacyCost]) -> float:
+    """ε of these costs together at the study's δ."""
+    return compose(costs, delta=study.delta) if costs else 0.0
+
+
+def verify_claims(study: Study) -> None:
+    """Prove that the study costs no more than its file says.
+
+    Raises `ManifestError` for a claim that is too small, `AccountingError` where there is no bound.
+    """
+    costs = study_costs(study)
+    for query in study.queries:
+        _verify_query(query, costs[query.name])
+    epsilon = composed_epsilon(study, list(costs.values()))
+    if epsilon > study.epsilon * _SLACK:
+        raise ManifestError(
+            f"All answers together cost ε = {epsilon:.4g} at δ = {study.delta:.2g}, the study says "
+            f"{study.epsilon:.4g}: `havengate study plan` says what is true."
+        )
+
+
+def _verify_query(query: DeclaredQuery, cost: PrivacyCost) -> None:
+    if cost.epsilon > query.epsilon * _SLACK or cost.delta > query.delta * _SLACK:
+        raise ManifestError(
+            f"The query {query.name} costs ε = {cost.epsilon:.4g} at δ = {cost.delta:.2g} with its "
+            f"noise, the study says {query.epsilon:.4g} at {query.delta:.2g}."
+        )
