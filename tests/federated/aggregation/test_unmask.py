@@ -199,6 +199,19 @@ def test_a_false_reveal_counts_as_none(what: str) -> None:
     assert np.array_equal(result.total, cohort.expected(result.survivors))
 
 
+def test_an_advert_that_its_node_did_not_sign_counts_as_none() -> None:
+    cohort = Cohort(make_plan())
+
+    def lie(_stage: Stage, _node: str, reply: bytes) -> bytes:
+        advert = parse(Advert, reply, cohort.plan)
+        text = advert_text(cohort.plan, LIAR, advert.mask_key, advert.seal_key)
+        return encode(msgspec.structs.replace(advert, signature=identity("node-2").sign(text)))
+
+    result = cohort.run(tamper=_only(Stage.ADVERTISE, lie))
+    assert cohort.server.dropped.keys() == {LIAR}
+    assert np.array_equal(result.total, cohort.plain_sum(result.survivors))
+
+
 def test_a_false_consent_counts_as_none() -> None:
     cohort = Cohort(make_plan())
     wrong = encode(Consent(cohort.plan.digest, LIAR, identity(LIAR).sign(b"something else")))
