@@ -70,9 +70,11 @@ class Layout:
         parts = []
         start = 0
         for block in self.blocks:
-            part = np.minimum(usable[start : start + block.size] * self.unit, float(block.limit))
+            part = np.minimum(usable[start : start + block.size], block.limit / self.unit)
             offset = random.bits(_OFFSET_BITS) / 2**_OFFSET_BITS
-            reached = np.minimum(np.floor(_running(part) + offset), block.limit).astype(np.int64)
+            reached = np.minimum(np.floor(_running(part * self.unit) + offset), block.limit).astype(
+                np.int64
+            )
             parts.append(np.diff(reached, prepend=0))
             start += block.size
         return np.concatenate(parts)

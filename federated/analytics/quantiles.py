@@ -32,13 +32,15 @@ _MOST_QUANTILES: Final = 32
 class Quantiles(BaseQuery):
     """Values below which the shares `at` of people lie.
 
-    The tree has `depth` levels and `branching` children per node: branching**depth leaves.
+    The tree has `depth` levels and `branching` children per node: branching**depth leaves. `whole`:
+    the quantity is a whole number, and so are its quantiles.
     """
 
     of: Quantity
     at: tuple[float, ...] = (0.25, 0.5, 0.75)
     depth: int = 2
     branching: int = 8
+    whole: bool = False
 
     def check(self) -> None:
         """Refuse shares outside of 0 … 1 and trees that are too large."""
@@ -113,11 +115,21 @@ class Quantiles(BaseQuery):
         low, high = _inverse(curve, at - reach), _inverse(curve, at + reach)
         return estimate(
             f"{at * 100:g} % quantile",
-            self.of.in_units(value),
-            (self.of.in_units(low), self.of.in_units(high)),
+            self._in_units(value),
+            (self._in_units(low), self._in_units(high)),
             level=asked.level,
             unit=self.of.unit,
         )
+
+    def _in_units(self, scaled: float) -> float:
+        """Back to the quantity's unit; to the whole number that is in the same leaf, if any is."""
+        if not self.whole:
+            return self.of.in_units(scaled)
+        leaf = min(int(scaled * self.leaves + 1e-9), self.leaves - 1)
+        first = math.ceil(self.of.in_units(leaf / self.leaves) - 1e-9 * self.of.width)
+        end = self.of.in_units((leaf + 1) / self.leaves)
+        inside = first < end or (first == end and leaf == self.leaves - 1)
+        return float(first if inside else round(self.of.in_units(scaled)))
 
     def cautions(self) -> tuple[str, ...]:
         """What the answer cannot say."""
