@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import Result
+from keyring.backends import fail
 from typer.testing import CliRunner
 
 from federated.errors import FederatedError, ImportDataError, RefusedError, StoreError
@@ -164,7 +165,10 @@ def test_a_study_that_is_not_signed_is_not_even_asked_about(
     run("consent", "study", str(tmp_path / "study.json"), "--yes", fails=FederatedError)
 
 
-def test_the_key_file_is_never_made_unasked(tmp_path: Path) -> None:
+def test_the_key_file_is_never_made_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyring.get_keyring", fail.Keyring)
     result = CliRunner().invoke(device_app, ["--store", str(tmp_path / "s"), "init"])
     assert isinstance(result.exception, StoreError)
     assert not list(tmp_path.iterdir())

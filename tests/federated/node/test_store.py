@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keyring.backends import fail
+from keyring.errors import KeyringLocked
 
 from federated.errors import StoreError
 from federated.node import chest as chest_module
@@ -236,7 +238,8 @@ def test_keys_in_a_file_that_others_can_read_are_refused(
         Store.open(tmp_path / "device.store", keeper)
 
 
-def test_keys_never_go_into_a_file_unasked(tmp_path: Path) -> None:
+def test_keys_never_go_into_a_file_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyring.get_keyring", fail.Keyring)
     assert not RingKeeper.available()
     with pytest.raises(StoreError, match="--key-file"):
         keeper_for(tmp_path / "device.store", None)
@@ -301,3 +304,49 @@ def test_a_writer_killed_at_any_moment_leaves_whole_imports(
         assert len(by_import) >= said
         assert len(opened.imports()) == len(by_import)
         opened.close()
+
+
+class MemoryRing:
+    """A key ring of the operating system, in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], str] = {}
+        self.locked = False
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if self.locked:
+            raise KeyringLocked("locked; it holds s3cret")
+        return self.kept.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.kept[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        del self.kept[service, username]
+
+
+def test_keys_lie_in_the_key_ring_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = MemoryRing()
+    monkeypatch.setattr("keyring.get_keyring", lambda: ring)
+    monkeypatch.setattr("keyring.get_password", ring.get_password)
+    monkeypatch.setattr("keyring.set_password", ring.set_password)
+    monkeypatch.setattr("keyring.delete_password", ring.delete_password)
+    keeper = keeper_for(tmp_path / "device.store", None)
+    assert isinstance(keeper, RingKeeper)
+    store = Store.create(tmp_path / "device.store", keeper)
+    fill(store, {"a": {"mood": [1.0]}})
+    store.close()
+    assert {name for _, name in ring.kept} == {"database", "chest", "counter"}
+    key = bytes.fromhex(next(v for (_, name), v in ring.kept.items() if name == "database"))
+    content = everything(tmp_path)
+    assert key not in content
+    assert key.hex().encode() not in content
+    ring.locked = True
+    with pytest.raises(StoreError, match="unlock it") as caught:
+        Store.open(tmp_path / "device.store", keeper)
+    assert "s3cret" not in str(caught.value)
+    ring.locked = False
+    Store.open(tmp_path / "device.store", keeper).erase()
+    assert ring.kept == {}
