@@ -7,6 +7,7 @@ holds several people, `--person` says whose command it is. `--json` prints one J
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from federated.errors import ImportDataError, StoreError
+from federated.node import cli_budget
 from federated.node.cli_consent import consent_app
 from federated.node.cli_shared import (
     DEFAULT_STORE,
@@ -36,7 +38,6 @@ from federated.node.cli_shared import (
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
-    from federated.node.budget import Budget
     from federated.node.store import Person, Store
 
 device_app = typer.Typer(
@@ -149,7 +150,13 @@ def import_command(
 
 @device_app.command("data")
 def data(
-    context: typer.Context, *, person: PersonOption = None, as_json: JSONOption = False
+    context: typer.Context,
+    *,
+    person: PersonOption = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Show the values too: they are yours to see.")
+    ] = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Show what there is about you: columns, days, sources. Where there are many people: who."""
     with opened_store(context) as store:
@@ -158,6 +165,7 @@ def data(
             return
         whose = person_of(store, person)
         held = store.holdings(whose)
+        table = _values(store, whose) if values else {}
     found = [
         {
             "column": one.column, "source": one.source, "unit": one.found_unit, "days": one.days,
@@ -166,11 +174,26 @@ def data(
         for one in held
     ]  # fmt: skip
     if as_json:
-        print_json({"person": whose.name, "state": whose.state, "data": found})
+        more = {"values": table} if values else {}
+        print_json({"person": whose.name, "state": whose.state, "data": found, **more})
         return
     for row in found:
         span = f"{row['days']:>6} days  {row['first']} to {row['last']}"
         typer.echo(f"{row['column']:<24} {span}  {row['source']}")
+    for day, cells in table.items():
+        typer.echo(f"{day}  " + "  ".join(f"{name} {value:g}" for name, value in cells.items()))
+
+
+def _values(store: Store, whose: Person) -> dict[str, dict[str, float]]:
+    rows = store.own_rows(whose)
+    return {
+        day_text(day): {
+            name: float(series[place])
+            for name, series in rows.values.items()
+            if not math.isnan(series[place])
+        }
+        for place, day in enumerate(rows.days.tolist())
+    }
 
 
 def _show_people(people: tuple[Person, ...], *, as_json: bool) -> None:
@@ -202,100 +225,10 @@ def columns(*, as_json: JSONOption = False) -> None:
         typer.echo(f"{column.name:<24} {column.unit:<8} {column.meaning}")
 
 
-@device_app.command("receipts")
-def receipts(
-    context: typer.Context,
-    *,
-    person: PersonOption = None,
-    last: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
-    as_json: JSONOption = False,
-) -> None:
-    """Show who asked what of you, what it cost, what is left, and what was refused and why."""
-    from federated.node.receipts import Receipts
-
-    with opened_store(context) as store:
-        found = Receipts(store).of(person_of(store, person))[::-1][:last]
-    if as_json:
-        print_json({"receipts": [one.plain() for one in found]})
-        return
-    if not found:
-        typer.echo("Nobody has asked anything yet.")
-    for one in found:
-        typer.echo(f"{one.words()}\n")
-
-
-def _budget(store: Store) -> Budget:
-    from federated.accounting import Accountant
-    from federated.node.budget import Budget
-
-    return Budget(store, lambda delta, adaptive: Accountant(delta=delta, adaptive=adaptive))
-
-
-@device_app.command("budget")
-def budget(
-    context: typer.Context, *, person: PersonOption = None, as_json: JSONOption = False
-) -> None:
-    """Show what was spent on you, by study, and what is left."""
-    with opened_store(context) as store:
-        whose, ledger = person_of(store, person), _budget(store)
-        ledger.ready()
-        cap = ledger.cap()
-        names = dict.fromkeys(one.study for one in ledger.spends(whose))
-        studies = {name: ledger.spent(whose, name) for name in names}
-        spent = ledger.spent(whose)
-    left = max(0.0, cap.epsilon - spent)
-    if as_json:
-        print_json(
-            {
-                "epsilon": cap.epsilon, "delta": cap.delta, "spent": spent, "left": left,
-                "studies": studies,
-            }
-        )  # fmt: skip
-        return
-    for name, epsilon in studies.items():
-        typer.echo(f"{name:<40} ε = {epsilon:.3g}")
-    typer.echo(f"Spent        ε = {spent:.3g} of {cap.epsilon:g} (δ = {cap.delta:g})")
-    typer.echo(f"Left         ε = {left:.3g}. What is spent is never given back.")
-
-
-@device_app.command("cap")
-def cap_command(
-    context: typer.Context,
-    *,
-    epsilon: Annotated[float, typer.Option(help="What may ever be spent on a person: ε.")],
-    delta: Annotated[float, typer.Option(help="… at this δ.")] = 1e-4,
-    yes: YesOption = False,
-    as_json: JSONOption = False,
-) -> None:
-    """Set how much may ever be spent on a person here. Less counts at once; more asks first."""
-    from federated.node.budget import Cap
-
-    with opened_store(context) as store:
-        ledger = _budget(store)
-        old = ledger.cap()
-        if (epsilon > old.epsilon or delta > old.delta) and not yes:
-            typer.confirm(
-                f"More than ε = {old.epsilon:g} (δ = {old.delta:g}) could then be learnt about "
-                "each person. Go on?",
-                abort=True,
-                err=True,
-            )
-        ledger.set_cap(Cap(epsilon=epsilon, delta=delta))
-    if as_json:
-        print_json({"epsilon": epsilon, "delta": delta})
-        return
-    typer.echo(f"Cap          ε = {epsilon:g}, δ = {delta:g}")
-
-
-@device_app.command("check")
-def check(context: typer.Context, *, as_json: JSONOption = False) -> None:
-    """Check that the ledger is whole, and that this is not an older copy of the store."""
-    with opened_store(context) as store:
-        _budget(store).verify()
-    if as_json:
-        print_json({"sound": True})
-        return
-    typer.echo("Sound        the ledger is whole and the newest that there is")
+device_app.command("receipts")(cli_budget.receipts)
+device_app.command("budget")(cli_budget.budget)
+device_app.command("cap")(cli_budget.cap)
+device_app.command("check")(cli_budget.check)
 
 
 def _set_state(

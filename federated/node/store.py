@@ -82,6 +82,7 @@ class Store:
         self.database = database
         self.keeper = keeper
         self._chest = chest
+        self._tag_key: bytes | None = None
 
     @classmethod
     def create(cls, path: Path, keeper: SecretKeeper) -> Store:
@@ -150,10 +151,12 @@ class Store:
 
         So somebody who is erased and comes back comes back to what was spent.
         """
-        key = self.meta("tag-key")
-        if key is None:
-            raise StoreError("The store is damaged: it has no key for its ledger.")
-        return hmac.digest(bytes.fromhex(key), person.name.encode(), "sha256").hex()[:32]
+        if self._tag_key is None:
+            key = self.meta("tag-key")
+            if key is None:
+                raise StoreError("The store is damaged: it has no key for its ledger.")
+            self._tag_key = bytes.fromhex(key)
+        return hmac.digest(self._tag_key, person.name.encode(), "sha256").hex()[:32]
 
     # --- Rows --------------------------------------------------------------------------------
 
@@ -182,6 +185,11 @@ class Store:
             for (name, source), days in sorted(table.cells.items())
             if days
         )
+
+    def own_rows(self, person: Person) -> PersonRows:
+        """The whole daily table of a person: for the person's own eyes."""
+        table = self._table(person.number)
+        return table.rows({column for column, _ in table.cells})
 
     def events(self, person: Person) -> tuple[Event, ...]:
         """A person's events in the order of their times: for the person's own eyes."""

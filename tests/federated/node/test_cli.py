@@ -60,6 +60,9 @@ def test_imports_and_shows_what_there_is_without_a_value(tmp_path: Path, filled:
     assert {row["source"] for row in steps} == {"apple-health: Phone", "apple-health: Watch"}
     assert steps[0]["first"] == "2024-01-02"
     assert "350" not in filled("data").stdout
+    shown = as_json(filled("data", "--values", "--json"))["values"]
+    assert shown["2024-01-02"]["steps"] == 350
+    assert "steps 350" in filled("data", "--values").stdout
 
 
 def test_bad_rows_come_out_as_one_error(tmp_path: Path, filled: Run) -> None:
