@@ -13,7 +13,7 @@ class FederatedError(Exception):
 
     def diagnostics(self) -> dict[str, str]:
         """Fields for the operational log."""
-        return {"code": self.code, "error": type(self).__name__}
+        return {"code": self.code, "error": type(self).__name__, "message": str(self)}
 
 
 class ManifestError(FederatedError):
