@@ -177,11 +177,7 @@ class _Peer:
         }
         started = time.perf_counter()
         masked: Any = _collect_masked_vectors(state, delivered, 1, parameters)
-        lists: Any = {
-            Key.ACTIVE_NODE_ID_LIST: list(range(CLIENTS - DROPPED)),
-            Key.DEAD_NODE_ID_LIST: list(range(CLIENTS - DROPPED, CLIENTS)),
-        }
-        revealed: Any = _unmask(state, lists)
+        revealed: Any = _unmask(state, _lists(Key))
         spent += time.perf_counter() - started
         self.sent_bytes = float(
             sum(map(len, setup.values()))
@@ -237,6 +233,13 @@ def _setup_configs(key: Any) -> Any:
         key.TARGET_RANGE: 1 << 22,
         key.MOD_RANGE: 1 << MODULUS_BITS,
         key.MAX_WEIGHT: 1.0,
+    }
+
+
+def _lists(key: Any) -> Any:
+    return {
+        key.ACTIVE_NODE_ID_LIST: list(range(CLIENTS - DROPPED)),
+        key.DEAD_NODE_ID_LIST: list(range(CLIENTS - DROPPED, CLIENTS)),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
@@ -159,3 +160,23 @@ class Cohort:
                     part, dimension=self.plan.dimension, seed=client.seeds[part]
                 )
         return unscale(total, self.plan.granularity)
+
+
+def refuses(client: SecureClient, request: bytes, why: str) -> None:
+    """The node refuses, its secrets are gone, and it answers nothing from then on."""
+    with pytest.raises(ProtocolError, match=why):
+        client.answer(request)
+    assert client.finished
+    assert client._secrets is None
+    assert client._held == {}
+    with pytest.raises(ProtocolError, match="over for this node"):
+        client.answer(request)
+
+
+def answers_nothing(client: SecureClient, request: bytes) -> None:
+    """The round is over for the node and no secret of it is left."""
+    assert client.finished
+    assert client._secrets is None
+    assert client._held == {}
+    with pytest.raises(ProtocolError, match="over for this node"):
+        client.answer(request)
