@@ -29,6 +29,7 @@ SUITES = (
     "bench_policies",
     "bench_ingress",
     "bench_secagg",
+    "bench_analytics",
 )
 RESULTS = Path(__file__).with_name("results.json")
 
