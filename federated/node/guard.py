@@ -15,7 +15,6 @@ spent next, and only then read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,17 +29,26 @@ from federated.errors import (
     RefusedError,
     StudyLogError,
 )
-from federated.manifest import ConfigValue, DeclaredQuery, Study, roster_hash
+from federated.manifest import ConfigValue, DeclaredQuery, Study
 from federated.model import PersonRows, PrivacyCost
 from federated.node import enrolment as enrolments
 from federated.node.budget import Budget, Contact
-from federated.node.columns import COLUMNS
 from federated.node.consent import Asked, Consents
-from federated.node.contact import ContactRequest, parse_request, verify_request
+from federated.node.contact import ContactRequest
 from federated.node.enrolment import Enrolment
 from federated.node.receipts import Outcome, Receipts, Told
+from federated.node.rules import (
+    asked_query,
+    enrolment_of,
+    kind_of,
+    parse_contact,
+    typed,
+    verify_cohort,
+    verify_roster,
+    verify_terms,
+)
 from federated.node.store import Person, Store
-from federated.signed_study import SignedStudy, parse_signed_study, verify_study
+from federated.signed_study import SignedStudy, verify_study
 from federated.study_log import parse_bundle, verify_bundle
 
 _SLACK: Final = 1e-9
@@ -153,15 +161,15 @@ class Guard:
     ) -> Admission | RefusedError:
         told = Told()
         try:
-            parsed, signed = _parse(request)
-            enrolled = _enrolled(self._store)
+            parsed, signed = parse_contact(request)
+            enrolled = enrolment_of(self._store)
             self._verify_published(parsed, signed, enrolled)
             study = signed.study
             told = _told(study)
             self._verify_run(study, configuration)
-            _verify_roster(parsed, study, enrolled)
-            _verify_study(study, enrolled, now)
-            query = _query(study, parsed)
+            verify_roster(parsed, study, enrolled)
+            verify_terms(study, enrolled, now)
+            query = asked_query(study, parsed)
             told = msgspec.structs.replace(told, query=query.name, columns=query.columns)
         except RefusedError as refusal:
             self._tell_all(refusal, told, now)
@@ -183,7 +191,7 @@ class Guard:
         if refusal is not None:
             return refusal
         try:
-            _verify_cohort(request, study, enrolled, len(everybody))
+            verify_cohort(request, study, enrolled, len(everybody))
             cost = self._price(study, query)
             self._verify_ledger()
         except RefusedError as found:
@@ -244,7 +252,7 @@ class Guard:
                 "installed here.",
                 rule="code",
             )
-        if _typed(configuration) != _typed(study.run_configuration()):
+        if typed(configuration) != typed(study.run_configuration()):
             raise RefusedError(
                 "The run was started with other settings than those that were approved.",
                 rule="run_configuration",
@@ -281,7 +289,7 @@ class Guard:
         covered = self._consents.covering(
             Asked(
                 study=study.study_hash,
-                kind=_kind(query),
+                kind=kind_of(query),
                 columns=frozenset(query.columns),
                 purpose=study.purpose,
             )
@@ -333,92 +341,6 @@ class Guard:
     def _tell_all(self, refusal: RefusedError, told: Told, now: int) -> None:
         outcome: Outcome = "refused"
         self._receipts.give_all(outcome, _with(told, refusal), now=now)
-
-
-def _parse(request: bytes | ContactRequest) -> tuple[ContactRequest, SignedStudy]:
-    try:
-        if isinstance(request, bytes):
-            request = parse_request(request)
-        else:
-            verify_request(request)
-        return request, parse_signed_study(request.study)
-    except (ManifestError, ApprovalError) as error:
-        raise RefusedError(f"What was sent is not a study: {error}", rule="manifest") from error
-    except ValueError as error:
-        # Whatever a library makes of hostile bytes, such as text that is no UTF-8.
-        raise RefusedError("What was sent is not a study.", rule="manifest") from error
-
-
-def _enrolled(store: Store) -> Enrolment:
-    try:
-        return enrolments.enrolled(store)
-    except ManifestError as error:
-        raise RefusedError(str(error), rule="signatures") from error
-
-
-def _verify_roster(request: ContactRequest, study: Study, enrolled: Enrolment) -> None:
-    if roster_hash(request.roster) != study.roster:
-        raise RefusedError("Others may take part than those who were approved.", rule="roster")
-    if not request.taking_part.keys() <= request.roster.keys():
-        raise RefusedError("Somebody takes part who is not on the roster.", rule="roster")
-    if enrolled.node not in request.taking_part:
-        raise RefusedError("This node is not among those that take part.", rule="roster")
-
-
-def _verify_study(study: Study, enrolled: Enrolment, now: int) -> None:
-    if study.trust_model == "trusted_server" and not enrolled.allow_trusted_server:
-        raise RefusedError(
-            "The study would show the coordinator each single answer, and this node does not "
-            "allow that.",
-            rule="trust_model",
-        )
-    if not study.valid_from <= now < study.valid_until:
-        raise RefusedError("The study is not yet valid, or no longer.", rule="expired")
-
-
-def _query(study: Study, request: ContactRequest) -> DeclaredQuery:
-    try:
-        query = study.query(request.query)
-    except ManifestError as error:
-        raise RefusedError("The study does not ask this question.", rule="manifest") from error
-    unknown = sorted(set(query.columns) - COLUMNS.keys())
-    if unknown:
-        raise RefusedError(
-            f"The study asks for {unknown[0]}, which is not in the daily table.", rule="columns"
-        )
-    return query
-
-
-def _kind(query: DeclaredQuery) -> str:
-    kind = json.loads(query.ask).get("kind")
-    return kind if isinstance(kind, str) else ""
-
-
-def _verify_cohort(request: ContactRequest, study: Study, enrolled: Enrolment, held: int) -> None:
-    least = max(study.minimum_cohort, enrolled.minimum_cohort)
-    people = sum(request.taking_part.values())
-    if people < least:
-        raise RefusedError(
-            f"{people} people would take part; at least {least} must, so that nobody stands out.",
-            rule="cohort",
-        )
-    if len(request.taking_part) < study.aggregation.minimum_survivors:
-        raise RefusedError(
-            f"{len(request.taking_part)} nodes would take part; the study promised at least "
-            f"{study.aggregation.minimum_survivors}.",
-            rule="cohort",
-        )
-    if request.taking_part[enrolled.node] > held:
-        raise RefusedError(
-            "The server counts more people here than there are, so its cohort is not to be "
-            "believed.",
-            rule="cohort",
-        )
-
-
-def _typed(configuration: Mapping[str, ConfigValue]) -> dict[str, tuple[str, ConfigValue]]:
-    """With the types: True, 1 and 1.0 are equal and not the same setting."""
-    return {name: (type(value).__name__, value) for name, value in configuration.items()}
 
 
 def _told(study: Study) -> Told:
