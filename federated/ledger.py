@@ -26,7 +26,12 @@ from sqlalchemy import Connection, func, insert, select
 from audit.model import Action, Entry
 from audit.recorder import Act, Begun, End, Recorder, Who
 from federated.database import StudyDatabase
-from federated.errors import BudgetExhaustedError, FederatedError, LedgerError
+from federated.errors import (
+    AccountingError,
+    BudgetExhaustedError,
+    FederatedError,
+    LedgerError,
+)
 from federated.ledger_rows import (
     EVERYBODY,
     GENESIS,
@@ -334,7 +339,14 @@ class Ledger:
 
     def _verify_affordable(self, connection: Connection, whom: Sequence[str], cost: str) -> None:
         for history, names in self._histories(connection, whom).items():
-            epsilon = self._compose(_added(history, cost))
+            try:
+                epsilon = self._compose(_added(history, cost))
+            except AccountingError as error:
+                # What cannot be bounded counts as more than any budget.
+                raise BudgetExhaustedError(
+                    f"This round would take {len(names)} of {len(whom)} participants beyond what "
+                    f"can be bounded at δ = {self._accountant.delta:.1g}: {error}"
+                ) from error
             # Not `>`: a figure that is no number is more than any cap.
             over = [name for name in names if not epsilon <= self._cap_of(name)]
             if over:

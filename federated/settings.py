@@ -20,7 +20,7 @@ class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     epsilon: Annotated[float, msgspec.Meta(gt=0, le=16)] = 4.0
-    delta: Annotated[float, msgspec.Meta(gt=0, lt=1e-3)] = 1e-6
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1e-3)] = 1e-4
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

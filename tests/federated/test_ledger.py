@@ -24,6 +24,7 @@ from federated.database import StudyDatabase
 from federated.errors import BudgetExhaustedError, LedgerError
 from federated.ledger import Ledger, Reservation
 from federated.ledger_rows import encode_cost, parse_cost
+from federated.model import NoisePlan, PrivacyCost, Sensitivity
 from federated.schema import MIGRATIONS, metadata
 from tests.federated.ledgers import (
     OTHER_STUDY,
@@ -195,6 +196,23 @@ def test_real_costs_are_composed_over_all_releases(tmp_path: Path, log: MemoryLo
     with pytest.raises(BudgetExhaustedError):
         reserve(ledger, "three", epsilon=0.4)
     assert 0.79 < ledger.balance("a").epsilon < 0.81
+
+
+def test_a_delta_that_is_used_up_is_a_budget_that_is_used_up(
+    tmp_path: Path, log: MemoryLog
+) -> None:
+    ledger = make_ledger(f"sqlite:///{tmp_path}/l.sqlite3", log, cap=100.0)
+    ledger._accountant = Accountant(delta=1e-6, adaptive=True)
+    half = PrivacyCost(
+        epsilon=0.1,
+        delta=6e-7,
+        noise=NoisePlan(mechanism="discrete_gaussian", scale=100.0),
+        sensitivity=Sensitivity(l1=1.0, l2=1.0),
+    )
+    ledger.reserve(study=STUDY, round_id="one", participants=PEOPLE, cost=half)
+    with pytest.raises(BudgetExhaustedError, match="beyond what can be bounded"):
+        ledger.reserve(study=STUDY, round_id="two", participants=PEOPLE, cost=half)
+    assert ledger.balance("a").releases == 1
 
 
 costs = st.builds(cost, st.floats(min_value=1e-9, max_value=1e9))

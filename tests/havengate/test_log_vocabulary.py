@@ -66,10 +66,12 @@ def test_every_role_kind_and_factor() -> None:
 def test_every_reason_for_a_refusal() -> None:
     reasons = {*REMEDIES, *get_args(get_type_hints(NotIdentified)["reason"])}
     # Codes of errors and failures, as they stand in the source.
-    for folder in ("gateway", "policies", "keys", "audit"):
+    for folder in ("gateway", "federated", "policies", "keys", "audit"):
         for file in (ROOT / folder).rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            reasons |= set(re.findall(r'"((?:gateway|policies|keys|audit)[.][a-z_]+)"', text))
+            reasons |= set(
+                re.findall(r'"((?:gateway|federated|policies|keys|audit)[.][a-z_]+)"', text)
+            )
     assert len(reasons) > 50
     for reason in sorted(reasons):
         assert entry(reason=reason).reason == reason
