@@ -20,7 +20,15 @@ from federated.manifest import Study
 from federated.model import Query
 from federated.signed_study import SignedStudy
 from federated.study_log import find_published, make_bundle
-from federated.study_run import Deadlines, RoundLedger, RoundOutcome, RunPorts, Say, StudyRun
+from federated.study_run import (
+    Deadlines,
+    Patience,
+    RoundLedger,
+    RoundOutcome,
+    RunPorts,
+    Say,
+    StudyRun,
+)
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -49,11 +57,11 @@ class NamedExchange:
         self._names = {id_: name for name, id_ in flower_ids.items()}
 
     def ask(
-        self, stage: str, payloads: Mapping[str, bytes], *, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], patience: Patience
     ) -> Mapping[str, bytes]:
         """Ask, and translate the names."""
         by_id = {self._ids[name]: payload for name, payload in payloads.items()}
-        answers = self._exchange.ask(stage, by_id, timeout_s=timeout_s)
+        answers = self._exchange.ask(stage, by_id, patience)
         return {self._names[id_]: payload for id_, payload in answers.items()}
 
 

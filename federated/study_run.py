@@ -44,11 +44,23 @@ _LOG = structlog.get_logger("federated.run")
 type Say = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait, in seconds.
+
+    `timeout_s` at most; once `enough` nodes have answered, only `stragglers_s` more for the others.
+    """
+
+    timeout_s: float
+    enough: int
+    stragglers_s: float
+
+
 class Exchange(Protocol):
     """Asks nodes, by their names in the roster, and waits."""
 
     def ask(
-        self, stage: str, payloads: Mapping[str, bytes], *, timeout_s: float
+        self, stage: str, payloads: Mapping[str, bytes], patience: Patience
     ) -> Mapping[str, bytes]:
         """Return what came back in time, as it came. Never raises for what a node does."""
         ...
@@ -70,10 +82,15 @@ class RoundLedger(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long each stage may take, in seconds. `greet` is only for who is there at all."""
+    """How long each stage may take, in seconds.
+
+    `greet_s` is for who is there at all. Whoever has not answered `stragglers_s` after enough have
+    is not waited for any longer: one phone that fell asleep must not hold up the rest.
+    """
 
     greet_s: float = 10.0
     stage_s: float = 60.0
+    stragglers_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +154,7 @@ class StudyRun:
         declared = self._study.query(name)
         query = self._ports.query(declared.ask)
         greetings = self._greet()
+        self._verify_cohort(sum(one.people for one in greetings.values()), query)
         request = self._request(name, round_number, greetings)
         plan = round_plan(
             self._study,
@@ -149,7 +167,7 @@ class StudyRun:
         reservation = self._reserve(plan, cost, request)
         result, dropped = self._stages(plan, request, greetings)
         people = sum(request.taking_part[node] for node in result.survivors)
-        self._verify_cohort(people, "survived")
+        self._verify_cohort(people, query)
         answer = query.decode(
             result.total,
             noise=_carried(declared.noise, result.noise_weight),
@@ -175,7 +193,7 @@ class StudyRun:
         ports, request = self._ports, b""
         self._ports.say(f"greeting {len(ports.roster)} nodes")
         answers = ports.exchange.ask(
-            GREET, dict.fromkeys(ports.roster, request), timeout_s=self._deadlines.greet_s
+            GREET, dict.fromkeys(ports.roster, request), self._patience(self._deadlines.greet_s)
         )
         greetings = {}
         for node, payload in self._opened(GREET, dict.fromkeys(answers, request), answers).items():
@@ -191,14 +209,22 @@ class StudyRun:
                 f"{len(greetings)} of {len(ports.roster)} nodes are there, {least} are needed: "
                 "nothing was reserved."
             )
-        self._verify_cohort(sum(one.people for one in greetings.values()), "would take part")
         return greetings
 
-    def _verify_cohort(self, people: int, what: str) -> None:
-        if people < self._study.minimum_cohort:
+    def _patience(self, timeout_s: float) -> Patience:
+        return Patience(
+            timeout_s=timeout_s,
+            enough=self._study.aggregation.minimum_survivors,
+            stragglers_s=self._deadlines.stragglers_s,
+        )
+
+    def _verify_cohort(self, people: int, query: Query) -> None:
+        # A query may ask for more people than the study: with fewer it would say nothing.
+        least = max(self._study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
+        if people < least:
             raise CohortError(
-                f"{people} people {what}; at least {self._study.minimum_cohort} must, so that "
-                "nobody stands out. Nothing is released."
+                f"{people} people take part; at least {least} must, so that nobody stands out. "
+                "Nothing is released."
             )
 
     def _request(
@@ -239,7 +265,7 @@ class StudyRun:
                 asks[node] = encode(Ask(contact=contact, request=inner))
             stage = str(server.stage)
             self._ports.say(f"{stage}: {len(asks)} nodes")
-            answers = self._ports.exchange.ask(stage, asks, timeout_s=self._deadlines.stage_s)
+            answers = self._ports.exchange.ask(stage, asks, self._patience(self._deadlines.stage_s))
             server.collect(self._opened(stage, asks, answers))
             first = False
         return server.result(), server.dropped

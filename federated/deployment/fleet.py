@@ -19,7 +19,6 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -44,10 +43,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.run import Run
 
+from federated.deployment.headers import NodeSignature
 from federated.errors import DeploymentError, ProtocolError
 
 _CALL_TIMEOUT_S: Final = 10.0
@@ -83,13 +82,7 @@ class FleetConnection:
             access.address, grpc.ssl_channel_credentials(access.ca), options=options
         )
         self._channel = plain
-        self._stub: Any = FleetStub(
-            grpc.intercept_channel(
-                plain,
-                RuntimeVersionClientInterceptor(component_name="SuperNode"),
-                NodeAuthClientInterceptor(access.key, access.key.public_key()),
-            )
-        )
+        self._stub: Any = FleetStub(grpc.intercept_channel(plain, NodeSignature(access.key)))
         self._node = Node()
 
     def activate(self) -> int:

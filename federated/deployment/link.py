@@ -20,10 +20,11 @@ import httpx
 from federated.app.bundle import installed_bundle
 from federated.app.server_app import Conduct, server_app
 from federated.deployment.gate import STUDY_HEADER, RunConfiguration
+from federated.deployment.headers import ExecutorSignature, Headers, version_headers
 from federated.errors import DeploymentError
 
 if TYPE_CHECKING:
-    from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+    pass
 
 _TIMEOUT_S: Final = 10.0
 _CLAIM: Final = (
@@ -49,17 +50,6 @@ class LinkAccess:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.certificate_file, self.key_file)
         return context
-
-
-class _Headers:
-    """Adds headers to each call (Flower's interceptor protocol)."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = dict(headers)
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        context.request.headers.update(self._headers)
-        return call_next(context)
 
 
 class Link:
@@ -125,10 +115,10 @@ class Link:
         from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
         from flwr.supercore.task_identity import TaskIdentity
 
-        from federated.deployment.grid import OwnGrid
+        from federated.deployment.grid import RuntimeGrid
 
         token = self._claim(run_id)
-        grid = OwnGrid(self._access.address, tls=self._access.tls(), token=token)
+        grid = RuntimeGrid(self._access.address, tls=self._access.tls(), token=token)
         with _translated():
             given = grid.client.PullTaskInput(PullTaskInputRequest())
         grid.set_run(run_from_proto(given.run))
@@ -159,20 +149,13 @@ class Link:
 
     def _claim(self, run_id: int) -> str:
         from flwr.proto.runtime_pb2 import ClaimTaskRequest, PullPendingTasksRequest
-        from flwr.supercore.interceptors import (
-            RuntimeVersionHttpInterceptor,
-            SuperExecAuthHttpInterceptor,
-        )
         from flwr.supercore.runtime import RuntimeHttpClient
 
         client = RuntimeHttpClient(
             f"https://{self._access.address}",
             interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
-                SuperExecAuthHttpInterceptor(
-                    master_secret=self._access.executor_secret_file.read_bytes(),
-                    protected_methods=_CLAIM,
-                ),
+                Headers(version_headers("flwr-serverapp")),
+                ExecutorSignature(self._access.executor_secret_file.read_bytes(), _CLAIM),
             ],
             verify=self._access.tls(),
             timeout=_TIMEOUT_S,
@@ -188,12 +171,15 @@ class Link:
     @contextmanager
     def _control(self, headers: Mapping[str, str] | None = None) -> Iterator[_Control]:
         from flwr.supercore.control import ControlHttpClient
-        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-        proofs = {"authorization": f"Bearer {self._secret}", **(headers or {})}
+        proofs = {
+            **version_headers("flwr CLI"),
+            "authorization": f"Bearer {self._secret}",
+            **(headers or {}),
+        }
         client = ControlHttpClient(
             f"https://{self._access.address}",
-            interceptors=[RuntimeVersionHttpInterceptor("flwr CLI"), _Headers(proofs)],
+            interceptors=[Headers(proofs)],
             verify=self._access.tls(),
             timeout=_TIMEOUT_S,
         )

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -41,9 +42,10 @@ class _Child:
 
 
 class Nursery:
-    """Keeps one child for each file until SIGTERM or SIGINT."""
+    """Keeps one child for each file until SIGTERM or SIGINT. `live` is what a child does."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], live: Callable[[list[str]], int]) -> None:
+        self._live = live
         self._children = [_Child(file) for file in files]
         self._ending = False
 
@@ -67,7 +69,7 @@ class Nursery:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _live(child.file, parent)
+            _be_born(child.file, parent, self._live)
         child.pid, child.born = pid, time.monotonic()
         write_private(child.file.parent / PID_FILE, str(pid).encode())
 
@@ -94,7 +96,7 @@ class Nursery:
                 os.waitpid(child.pid, 0)
 
 
-def _live(file: Path, parent: int) -> NoReturn:
+def _be_born(file: Path, parent: int, live: Callable[[list[str]], int]) -> NoReturn:
     """Be a node: in a group of its own, dying with the parent, printing into its own log."""
     status = 70
     try:
@@ -107,29 +109,32 @@ def _live(file: Path, parent: int) -> NoReturn:
             log = os.open(file.parent / "node.log", flags, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            from federated.deployment import node_process
-
-            status = node_process.main([str(file)])
+            status = live([str(file)])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def main(arguments: list[str]) -> int:
-    """Import all that a node needs, then fork."""
-    os.umask(0o077)
+def import_all() -> Callable[[list[str]], int]:
+    """Import all that a node needs; return what a node does."""
     # Threads of libraries do not survive a fork.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     import dp_accounting.pld.privacy_loss_distribution
     import dp_accounting.rdp.rdp_privacy_accountant
 
-    import federated.deployment.node_process
+    from federated.deployment import node_process
 
-    del dp_accounting, federated
+    del dp_accounting
     gc.collect()
     gc.freeze()
-    Nursery([Path(one) for one in arguments]).run()
+    return node_process.main
+
+
+def main(arguments: list[str]) -> int:
+    """Import, then fork."""
+    os.umask(0o077)
+    Nursery([Path(one) for one in arguments], import_all()).run()
     return 0
 
 

@@ -146,7 +146,7 @@ class Federation:
         child = ChildProcess(
             "nodes",
             "federated.deployment.nursery",
-            [str(self._write_node_files(name)) for name in names],
+            [str(self.write_node_files(name)) for name in names],
             log_file=self._places.directory / "nodes" / "nursery.log",
         )
         self._stack.callback(child.stop)
@@ -205,7 +205,8 @@ class Federation:
         )
         write_private(places.superlink_files, msgspec.json.encode(files))
 
-    def _write_node_files(self, name: str) -> Path:
+    def write_node_files(self, name: str) -> Path:
+        """Write what a node's process is told, and whom it believes; return the file."""
         directory = self._places.node(name)
         believed = parse_enrolment(read_private(self._places.federation))
         own = msgspec.structs.replace(believed, node=name)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from audit.entry import parse_entry
+from audit.model import Entry
+from audit.reader import LogReader
 from audit.recorder import Recorder, Sequenced
 from federated.accounting import Accountant
 from federated.code_hash import installed_code_hash
@@ -20,10 +23,12 @@ from federated.database import StudyDatabase
 from federated.deployment.certificates import Certificates
 from federated.deployment.node_process import declared_query
 from federated.deployment.places import Places, RosterFile
+from federated.deployment.processes import ChildProcess
 from federated.deployment.up import Federation
 from federated.draft import parse_study
 from federated.ledger import Ledger
 from federated.manifest import Study
+from federated.node.budget import Budget, Cap
 from federated.node.consent import Consents, Scope
 from federated.node.enrolment import Enrolment
 from federated.node.keeper import FileKeeper
@@ -35,7 +40,7 @@ from keys.private_files import write_private
 from keys.settings import PkiSettings
 from tests.federated.node.tables import fill
 from tests.federated.studies import ORIGIN, Parties, PlainSealer, StudyLog
-from tests.openbao import RunningServer
+from tests.openbao import RunningServer, wait_until
 
 PEOPLE = ("me", "you", "he", "she", "they")
 
@@ -130,6 +135,13 @@ class Running:
         finally:
             store.close()
 
+    def wait_whole(self) -> None:
+        """Return once every node is online again and none is told to misbehave."""
+        directory = self.places.node(self.names[0])
+        (directory / "fault").unlink(missing_ok=True)
+        wait_until((directory / "ready").exists)
+        self.federation.wait_online(set(self.roster.flower_ids().values()))
+
     def online(self) -> set[int]:
         return self.federation.link.online()
 
@@ -165,18 +177,36 @@ def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Runn
                 roster = federation.enrol(names)
                 for name in names:
                     populate(places.node(name))
-                federation.start_nodes(names)
-                yield Running(
-                    places=places,
-                    federation=federation,
-                    parties=parties,
-                    log=log,
-                    roster=roster,
-                    ledger=ledger_over(database, log),
-                    names=names,
-                )
+                with faulty(federation, places, names[0]):
+                    federation.start_nodes(names[1:])
+                    federation.wait_online(set(roster.flower_ids().values()))
+                    yield Running(
+                        places=places,
+                        federation=federation,
+                        parties=parties,
+                        log=log,
+                        roster=roster,
+                        ledger=ledger_over(database, log),
+                        names=names,
+                    )
         finally:
             database.close()
+
+
+@contextmanager
+def faulty(federation: Federation, places: Places, name: str) -> Iterator[None]:
+    """Run one node as a process that can be told to misbehave."""
+    child = ChildProcess(
+        name,
+        "tests.federated.deployment.faulty_node",
+        [str(federation.write_node_files(name))],
+        log_file=places.node(name) / "node.log",
+    )
+    child.start()
+    try:
+        yield
+    finally:
+        child.stop()
 
 
 def populate(directory: Path) -> None:
@@ -190,8 +220,13 @@ def populate(directory: Path) -> None:
             purposes=frozenset({"HRESCH"}),
         )
         Consents(store).give(store.people(), scope, now=int(time.time()))
+        Budget(store, _accountant).set_cap(Cap(epsilon=1000.0, delta=1e-6))
     finally:
         store.close()
+
+
+def _accountant(delta: float, adaptive: bool) -> Accountant:  # noqa: FBT001 - the port's
+    return Accountant(delta=delta, adaptive=adaptive)
 
 
 class OpeningLog:
@@ -203,6 +238,10 @@ class OpeningLog:
     def append(self, entry: bytes) -> Sequenced:
         with self._log.writer() as writer:
             return writer.append(entry)
+
+
+def entries_of(log: StudyLog) -> list[Entry]:
+    return [parse_entry(raw) for _, raw in LogReader(log.directory).read()]
 
 
 def ledger_over(database: StudyDatabase, log: StudyLog, *, cap: float = 100.0) -> Ledger:
