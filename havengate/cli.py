@@ -27,6 +27,7 @@ from audit.errors import (
     WitnessError,
 )
 from federated import cli as studies_cli
+from federated.deployment import cli as federation_cli
 from federated.errors import DeploymentError, FederatedError, ManifestError
 from federated.node.cli import device_app
 from gateway import cli as gateway_cli
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
     from audit.note import VerifierKey
     from audit.ports import PersonSealer
+    from federated.deployment.certificates import Certificates
+    from federated.deployment.places import Places
     from havengate.configuration import Configuration
     from keys.bootstrap import BootstrapReport
     from keys.pseudonyms import Half
@@ -136,6 +139,17 @@ def build() -> typer.Typer:
         ),
         name="study",
     )
+    app.add_typer(
+        federation_cli.build(
+            federation_cli.FederationCommands(
+                places=_federation_places,
+                certificates=_open_certificates,
+                log_keys=_study_log_keys,
+                coordinator_key=_coordinator_key,
+            )
+        ),
+        name="federated",
+    )
     app.add_typer(device_app, name="device")
     return app
 
@@ -192,6 +206,30 @@ def _enrolled_roster() -> str | None:
     from havengate import studies
 
     return studies.enrolled_roster(_settings().federated)
+
+
+def _federation_places() -> Places:
+    from havengate import federation
+
+    return federation.open_places(_settings())
+
+
+def _open_certificates() -> AbstractContextManager[Certificates]:
+    from havengate import federation
+
+    return federation.open_certificates(_settings(), os.environ)
+
+
+def _study_log_keys() -> federation_cli.StudyLogKeys:
+    from havengate import federation
+
+    return federation.study_log_keys(_settings(), os.environ)
+
+
+def _coordinator_key() -> str:
+    from havengate import federation
+
+    return federation.coordinator_key(_settings())
 
 
 # The wiring needs all libraries there are; help and mistakes must not wait for them.
