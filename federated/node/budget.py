@@ -13,6 +13,7 @@ coordinator's ledger, which counts the same, then still holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -164,10 +165,16 @@ class Budget:
         )  # fmt: skip
 
     def spent(self, person: Person, study: str | None = None) -> float:
-        """ε that was spent on a person, in all or in one study (its id), at the cap's δ."""
+        """ε that was spent on a person, in all or in one study (its id), at the cap's δ.
+
+        Infinite if no ε can be said at that δ, as after the cap was lowered.
+        """
         spends = [one for one in self.spends(person) if study is None or one.study == study]
         costs = [encode_cost(one.cost) for one in spends]
-        return self._compose(costs, self.cap().delta, adaptive=True)
+        try:
+            return self._compose(costs, self.cap().delta, adaptive=True)
+        except AccountingError:
+            return math.inf
 
     def left(self, person: Person) -> float:
         """ε that is left for a person."""

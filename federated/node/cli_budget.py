@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,7 +66,7 @@ def budget(
         print_json(
             {
                 "epsilon": most.epsilon, "delta": most.delta, "spent": spent, "left": left,
-                "studies": studies,
+                "studies": {name: _finite(epsilon) for name, epsilon in studies.items()},
             }
         )  # fmt: skip
         return
@@ -73,6 +74,11 @@ def budget(
         typer.echo(f"{name:<40} ε = {epsilon:.3g}")
     typer.echo(f"Spent        ε = {spent:.3g} of {most.epsilon:g} (δ = {most.delta:g})")
     typer.echo(f"Left         ε = {left:.3g}. What is spent is never given back.")
+
+
+def _finite(epsilon: float) -> float | None:
+    """JSON knows no infinity."""
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def cap(

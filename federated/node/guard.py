@@ -265,8 +265,9 @@ class Guard:
             raise RefusedError(
                 "What an answer would cost cannot be bounded here.", rule="cost"
             ) from error
-        dearer = cost.epsilon > query.epsilon * (1 + _SLACK) or cost.delta > query.delta
-        if dearer or cost.noise != query.noise or not cost.epsilon > 0:
+        # Said so that a figure that is no number is refused too.
+        kept = 0 < cost.epsilon <= query.epsilon * (1 + _SLACK) and 0 <= cost.delta <= query.delta
+        if not kept or cost.noise != query.noise:
             raise RefusedError(
                 f"An answer would cost ε = {cost.epsilon:.3g}; the study promised "
                 f"{query.epsilon:.3g}.",

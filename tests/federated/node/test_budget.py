@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,18 @@ def test_composes_with_the_real_accountant(store: Store, budget: Budget) -> None
     asked = contact("one-more", epsilon=0.01)
     verdict = real.judge([me], asked, epsilon=100.0, delta=0.0, answers=99)
     assert verdict == {me.number: "budget"}
+
+
+def test_a_cap_lowered_below_what_was_spent_leaves_nothing(store: Store, budget: Budget) -> None:
+    real = Budget(store, lambda delta, adaptive: Accountant(delta=delta, adaptive=adaptive))
+    me = store.person("me")
+    asked = contact("a", epsilon=1.0)
+    asked = replace(asked, cost=replace(asked.cost, delta=1e-5, closeness=1e-6))
+    real.reserve([me], asked, now=1)
+    real.set_cap(Cap(epsilon=8.0, delta=0.0))
+    assert real.spent(me) == float("inf")
+    assert real.left(me) == 0.0
+    assert real.judge([me], contact("b"), epsilon=9.0, delta=0.5, answers=9)
 
 
 @pytest.mark.parametrize("cap", [Cap(epsilon=0.0), Cap(epsilon=float("inf")), Cap(delta=1.0)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -404,7 +405,15 @@ def free(asked: Study, query: DeclaredQuery) -> PrivacyCost:
     return replace(price(asked, query), epsilon=0.0)
 
 
-@pytest.mark.parametrize("pricing", [dearer, other_noise, unbounded, free])
+def no_number(asked: Study, query: DeclaredQuery) -> PrivacyCost:
+    return replace(price(asked, query), epsilon=math.nan)
+
+
+def no_delta(asked: Study, query: DeclaredQuery) -> PrivacyCost:
+    return replace(price(asked, query), delta=math.nan)
+
+
+@pytest.mark.parametrize("pricing", [dearer, other_noise, unbounded, free, no_number, no_delta])
 def test_refuses_what_costs_more_than_promised_or_nobody_knows_what(
     world: World, pricing: Callable[[Study, DeclaredQuery], PrivacyCost]
 ) -> None:
