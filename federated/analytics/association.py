@@ -147,7 +147,7 @@ def masses_of(
     that four times its square is at most 1.
     """
     total = xx + yy
-    kept = np.where(total > weight, weight / np.where(total > 0, total, 1.0), 1.0)
+    kept = np.minimum(1.0, weight / np.maximum(total, 1e-300))
     xx, yy, xy = xx * kept, yy * kept, xy * kept
     slanted = math.sqrt(3) / 2 * xy
     along = [xx, xx / 4 + yy * 3 / 4 + slanted, xx / 4 + yy * 3 / 4 - slanted]

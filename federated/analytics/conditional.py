@@ -5,6 +5,7 @@ The split is within each person, so that people who always sleep badly do not pa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from federated.analytics.base import Asked, BaseQuery, too_few
 from federated.analytics.bernstein import Moments, basis
-from federated.analytics.intervals import Spread, estimate, wald
+from federated.analytics.intervals import Spread, difference, estimate, wald
 from federated.analytics.layout import FINE, Block, Layout
 from federated.analytics.quantity import known_together
 from federated.errors import ManifestError
@@ -21,9 +22,20 @@ from federated.model import Estimate, PersonRows
 
 #: Part of the vector that measures how unequally days are shared out, for the interval.
 _SQUARES: Final = 154
+#: Part that measures how both shares go together within people, for the difference's interval.
+_CROSSED: Final = 102
 _LARGEST: Final = 1e12
 _MOST_DAYS: Final = 3660
 _SIDES: Final = ("below", "above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """One side's days, and how far its share may be off. `length`: a person's days, of the most."""
+
+    moments: Moments
+    length: float
+    spread: Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +68,15 @@ class OwnAverageSplit(BaseQuery):
 
     @property
     def layout(self) -> Layout:
-        """Three places for each side, and a square for each."""
-        return Layout(blocks=(Block(size=6, limit=FINE), Block(size=2, limit=_SQUARES)), unit=FINE)
+        """Three places for each side, a square for each, and four for both together."""
+        blocks = (Block(size=6, limit=FINE), Block(size=2, limit=_SQUARES))
+        return Layout(blocks=(*blocks, Block(size=4, limit=_CROSSED)), unit=FINE)
 
     def masses(self, rows: PersonRows) -> NDArray[np.float64]:
         """Days and shares of both sides."""
         _, (outcome, by) = known_together(rows, self.outcome, self.by)
         if not by.size:
-            return np.zeros(8)
+            return np.zeros(12)
         by = np.clip(by, -_LARGEST, _LARGEST)
         own = by.mean()
         # An average of equal days must not miss them by what floats lose.
@@ -75,14 +88,30 @@ class OwnAverageSplit(BaseQuery):
         return masses_of(days / self.days, hits)
 
     def estimates(self, asked: Asked) -> list[Estimate]:
-        """The share of days on either side."""
-        return [self._side(place, name, asked) for place, name in enumerate(_SIDES)]
+        """The share of days on either side, and the difference."""
+        below, above = (self._side(place, name, asked) for place, name in enumerate(_SIDES))
+        event = f"P({self.outcome} < {self.less_than:g})"
+        where = f"days with {self.by}"
+        found = []
+        for name, side in (("below", below), ("above", above)):
+            ends = wald(side.moments.mean, side.spread, asked.level)
+            low, share, high = (
+                min(max(e, 0.0), 1.0) for e in (ends[0], side.moments.mean, ends[1])
+            )
+            title = f"{event} on {where} {name} own average"
+            ends = (low, high)
+            found.append(estimate(title, share, ends, level=asked.level, unit="of days"))
+        value = below.moments.mean - above.moments.mean
+        low, high = wald(value, _difference(below, above, asked), asked.level)
+        low, value, high = (min(max(end, -1.0), 1.0) for end in (low, value, high))
+        title = f"difference, {where} below minus above own average"
+        return [*found, estimate(title, value, (low, high), level=asked.level, unit="of days")]
 
-    def _side(self, place: int, name: str, asked: Asked) -> Estimate:
+    def _side(self, place: int, name: str, asked: Asked) -> _Side:
         moments = Moments(sums=asked.masses[3 * place : 3 * place + 3])
         if not moments.usable(asked.noise):
             raise too_few(self.name, f"days {name} their own average")
-        share, days = moments.mean, moments.people
+        days = moments.people
         squares = float(asked.masses[6 + place]) * FINE / _SQUARES / 2
         # The mean number of days, weighted by days: at least the plain one, at most all.
         length = min(max(squares / days, days / asked.people), 1.0)
@@ -98,15 +127,7 @@ class OwnAverageSplit(BaseQuery):
             sampling_noise=blur / days**4,
             people=people,
         )
-        low, high = wald(share, spread, asked.level)
-        low, share, high = (min(max(end, 0.0), 1.0) for end in (low, share, high))
-        return estimate(
-            f"P({self.outcome} < {self.less_than:g}) on days with {self.by} {name} own average",
-            share,
-            (low, high),
-            level=asked.level,
-            unit="of days",
-        )
+        return _Side(moments=moments, length=length, spread=spread)
 
     def cautions(self) -> tuple[str, ...]:
         """What the answer cannot say."""
@@ -124,9 +145,42 @@ class OwnAverageSplit(BaseQuery):
 
 
 def masses_of(days: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Masses, shape (…, 8), from days (in units of the most that count) and shares per side."""
+    """Masses, shape (…, 12), from days (in units of the most that count) and shares per side."""
     total = days.sum(axis=-1, keepdims=True)
     kept = days / np.maximum(total, 1.0)
     main = kept[..., None] * basis(shares, 2)
     squares = np.minimum(4 * kept**2, 1.0) / 2 * (_SQUARES / FINE)
-    return np.concatenate([main.reshape(*main.shape[:-2], 6), squares], axis=-1)
+    both = np.stack([shares, 1 - shares], axis=-1)
+    pairs = both[..., 0, :, None] * both[..., 1, None, :]
+    shared = 2 * kept.min(axis=-1)[..., None, None]
+    crossed = pairs * shared * (_CROSSED / FINE)
+    flat = [main.reshape(*main.shape[:-2], 6), squares, crossed.reshape(*crossed.shape[:-2], 4)]
+    return np.concatenate(flat, axis=-1)
+
+
+def _difference(below: _Side, above: _Side, asked: Asked) -> Spread:
+    """How far the difference may be off: both sides' variances less twice their covariance.
+
+    The covariance is that of both shares within people, weighted by the smaller of their days (this
+    is measured), times the mean product of days over the mean of that weight. This follows from the
+    mean numbers of days where both sides have equally many, and from the plain means where they are
+    unrelated; the larger of the two is right at both ends.
+    """
+    apart = difference(below.spread, above.spread)
+    sides = [np.array([1 - side.moments.mean, -side.moments.mean]) for side in (below, above)]
+    coefficients = np.outer(*sides).reshape(-1)
+    days = below.moments.people * above.moments.people
+    shared = float(asked.masses[8:].sum()) * FINE / _CROSSED
+    equal = (below.length + above.length) / 4
+    unrelated = min(days / max(shared * asked.people, 1e-9), 0.5)
+    factor = FINE / _CROSSED * max(equal, unrelated) / days
+    covariance = float(coefficients @ asked.masses[8:]) * factor
+    most = math.sqrt(max(below.spread.sampling, 0.0) * max(above.spread.sampling, 0.0))
+    covariance = min(max(covariance, -most), most)
+    blur = 4 * asked.noise.variance * float(coefficients @ coefficients) * factor**2
+    return Spread(
+        noise=apart.noise,
+        sampling=apart.sampling - 2 * covariance,
+        sampling_noise=apart.sampling_noise + blur,
+        people=min(below.spread.people, above.spread.people),
+    )

@@ -97,8 +97,9 @@ def test_split_is_the_share_of_days_on_either_side_of_the_own_average() -> None:
         sleep, mood = rows.values["sleep_quality"], rows.values["mood"]
         for side, days in (("below", sleep < sleep.mean()), ("above", sleep > sleep.mean())):
             low[side] += (mood[days] < 1.5).tolist()
+    below, above = float(np.mean(low["below"])), float(np.mean(low["above"]))
     found = list(values("split").values())
-    assert found == pytest.approx([np.mean(low["below"]), np.mean(low["above"])], abs=0.005)
+    assert found == pytest.approx([below, above, below - above], abs=0.005)
 
 
 def test_contrast_is_the_difference_of_mean_changes() -> None:

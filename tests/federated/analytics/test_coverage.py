@@ -11,7 +11,7 @@ import pytest
 
 from tests.federated.analytics.simulated import KINDS, covered
 
-STUDIES = 500
+STUDIES = 300
 #: Three standard errors of a share measured over that many studies, at either end of 95 ± 2 %.
 LOWEST = 0.93 - 3 * math.sqrt(0.93 * 0.07 / STUDIES)
 HIGHEST = 0.97 + 3 * math.sqrt(0.97 * 0.03 / STUDIES)

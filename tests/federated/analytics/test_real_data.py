@@ -58,16 +58,17 @@ def private(
 
 def test_paco_in_the_clear_says_what_was_published() -> None:
     assert len(data.paco()) == 562
-    worse, better = clear(LOW_MOOD, data.paco).estimates
+    worse, better, difference = clear(LOW_MOOD, data.paco).estimates
     assert worse.value == pytest.approx(0.41, abs=0.005)
     assert better.value == pytest.approx(0.28, abs=0.005)
+    assert difference.value == pytest.approx(0.13, abs=0.005)
 
 
 def test_paco_low_mood_after_worse_and_better_sleep_is_told_apart_at_one() -> None:
     apart = 0
     for seed in range(100):
-        worse, better = private(LOW_MOOD, data.paco, seed=seed).estimates
-        apart += worse.interval.low > better.interval.high
+        worse, better, difference = private(LOW_MOOD, data.paco, seed=seed).estimates
+        apart += worse.interval.low > better.interval.high and difference.interval.low > 0
     assert apart >= 95
 
 

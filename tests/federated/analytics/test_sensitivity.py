@@ -32,7 +32,7 @@ def keeps(query: BaseQuery, vector: NDArray[np.int64]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(rows=hostile_rows(), seed=st.integers(0, 2**32))
 def test_a_contribution_keeps_to_sensitivity_and_bound_whatever_the_rows_hold(
     rows: PersonRows, seed: int
@@ -55,7 +55,7 @@ def test_zeroing_a_person_out_moves_the_sum_by_no_more_than_the_sensitivity(
         keeps(query, others + query.encode(rows, SeededBits(seed)) - others)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     masses=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=7, max_size=7),
     seed=st.integers(0, 2**32),
