@@ -85,15 +85,14 @@ def run() -> dict[str, Result]:
 
 def _real_kinds() -> dict[str, Kind]:
     """Studies whose people are drawn from PACO's, days and all."""
-    queries: dict[str, BaseQuery] = {"split_paco": LOW_MOOD, "association_paco": SLEEP_AND_MOOD}
-    return {
-        name: Kind(query=query, population=lambda _, asked=query: _paco_masses(asked))
-        for name, query in queries.items()
-    }
+    return {"split_paco": _of_paco(LOW_MOOD), "association_paco": _of_paco(SLEEP_AND_MOOD)}
 
 
-def _paco_masses(query: BaseQuery) -> Floats:
-    return np.array([query.masses(rows) for rows in data.paco()])
+def _of_paco(query: BaseQuery) -> Kind:
+    def population(_: np.random.Generator) -> Floats:
+        return np.array([query.masses(rows) for rows in data.paco()])
+
+    return Kind(query=query, population=population)
 
 
 def _ratio(ours: Floats, theirs: Floats, peer: str) -> Result:
