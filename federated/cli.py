@@ -41,6 +41,8 @@ KeyOption = Annotated[Path, typer.Option("--key", help="Your own key file, mode 
 SiteOption = Annotated[str, typer.Option("--site", help="For which site you speak.")]
 
 _LOOK_S = 1.0
+#: Stands for the nodes of a study that is only looked at.
+_NO_ROSTER = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +121,17 @@ def _add_plan(app: typer.Typer, commands: StudyCommands) -> None:
         from federated.draft import encode_toml, parse_draft
         from federated.planning import plan_study
 
+        roster = commands.roster()
+        if roster is None and out is not None:
+            raise ManifestError(
+                "No node is enrolled here yet, and a whole study names those that may take part: "
+                "havengate federated up, then plan again."
+            )
         found = plan_study(
             parse_draft(_read(file)),
             people=people,
             level=commands.settings().run.level,
-            roster=commands.roster(),
+            roster=roster or _NO_ROSTER,
             code_hash=installed_code_hash(),
         )
         if out is not None:
