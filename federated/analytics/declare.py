@@ -77,7 +77,7 @@ def query_from(ask: Mapping[str, Any]) -> BaseQuery:
     if "of" in fields and "of" not in given:
         given["of"] = {name: given.pop(name) for name in _QUANTITY if name in given}
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and not given.get(name, {}):
+        if field.default is dataclasses.MISSING and given.get(name, {}) == {}:
             raise ManifestError(f"{what} needs `{'column' if name == 'of' else name}`.")
         if name in _QUANTITIES:
             _fill(given, name, what)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from federated.analytics.base import BaseQuery
+from federated.analytics.conditional import OwnAverageSplit
 from federated.analytics.declare import KINDS, declaration_of, parse_query, query_from
 from federated.analytics.means import Mean
 from federated.analytics.quantity import Quantity
@@ -57,6 +58,12 @@ def test_bounds_and_unit_are_the_columns_own_if_left_out() -> None:
     changed = parse_query(toml("mean", 'column = "phq9_total"\nsummary = "change"'))
     assert isinstance(changed, Mean)
     assert (changed.of.low, changed.of.high) == (-27, 27)
+
+
+def test_a_limit_of_nought_is_a_limit() -> None:
+    query = parse_query(toml("split", DECLARED["split"].replace("1.5", "0")))
+    assert isinstance(query, OwnAverageSplit)
+    assert query.less_than == 0
 
 
 @pytest.mark.parametrize(
