@@ -42,7 +42,7 @@ class Accountant(Protocol):
 class Cap:
     """What may ever be spent on one person on this node: `epsilon` at `delta`."""
 
-    epsilon: float = 8.0
+    epsilon: float = 4.0
     delta: float = 1e-4
 
 

@@ -295,13 +295,19 @@ def withdraw(
     as_json: JSONOption = False,
 ) -> None:
     """Withdraw from one study: what it releases from now on goes without you."""
-    _set_state(context, person, lambda s, p: s.withdraw(p, study, now=now()))
-    _said(
-        "withdrawn",
+    from federated.node.receipts import Receipts
+
+    with opened_store(context) as store:
+        whose = person_of(store, person)
+        store.withdraw(whose, study, now=now())
+        known = any(one.told.study == study for one in Receipts(store).of(whose))
+    words = (
         f"You withdrew from {study}: later releases go without you. A sum that was published "
-        "cannot be taken back, so what was spent stays spent.",
-        as_json=as_json,
+        "cannot be taken back, so what was spent stays spent."
     )
+    if not known:
+        words += f"\nNo study {study} has asked here yet: compare the id with your receipts."
+    _said("withdrawn", words, as_json=as_json)
 
 
 @device_app.command("erase")

@@ -148,8 +148,6 @@ def _complaint(folded: _Folded) -> str:
     more = folded.bad - len(shown)
     if more:
         shown.append(f"  and {more} more")
-    first = (
-        f"{folded.bad} values are bad, so nothing was kept; mend them, or leave them out with "
-        "--skip-bad:"
-    )
+    count = "1 value is" if folded.bad == 1 else f"{folded.bad} values are"
+    first = f"{count} bad, so nothing was kept; mend the file, or leave them out with --skip-bad:"
     return "\n".join([first, *shown])

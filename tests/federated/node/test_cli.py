@@ -95,6 +95,7 @@ def test_states_change_and_every_command_speaks_json(filled: Run) -> None:
     assert as_json(filled("data", "--json"))["state"] == "paused"
     assert as_json(filled("resume", "--json")) == {"state": "taking_part"}
     assert as_json(filled("withdraw", "sleep-study", "--json")) == {"state": "withdrawn"}
+    assert "has asked here yet" in filled("withdraw", "slep-study").stdout
     assert as_json(filled("leave", "--yes", "--json")) == {"state": "left"}
     assert "stays spent" in filled("leave", "--yes").stdout
     assert as_json(filled("receipts", "--json")) == {"receipts": []}

@@ -73,7 +73,7 @@ def test_lets_in_what_is_in_order_and_reads_only_what_was_asked(world: World) ->
         "How does mood differ",
         "time asleep",
         "0.5",
-        "7.5 are left",
+        "3.5 are left",
     ):
         assert expected in words
 
