@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federated.errors import AccountingError, RefusedError
-from federated.manifest import DeclaredQuery, Study
+from federated.manifest import DeclaredQuery, Study, canonical_json
 from federated.model import PrivacyCost
 from federated.node.budget import Cap
 from federated.node.consent import Scope
@@ -574,9 +575,14 @@ def test_a_server_that_asks_for_ever_cannot_fill_the_disk(world: World) -> None:
 def test_nothing_in_a_receipt_steers_a_terminal(world: World) -> None:
     asked = world.study()
     request = world.request(asked)
-    hostile = request.study.replace(b'"manifest"', b'"\\u001b[2J\\u0007"')
+    words = {**json.loads(asked.canonical_bytes()), "\x1b[2J\x07" + "x" * 5000: 1}
+    manifest = canonical_json(words).decode()
+    hostile = json.dumps({"manifest": manifest, "signatures": []}).encode()
     assert_refuses(world, "manifest", replace(request, study=hostile), asked)
-    assert world.receipts()[-1].told.reason.isprintable()
+    reason = world.receipts()[-1].told.reason
+    assert "[2J" in reason
+    assert reason.isprintable()
+    assert len(reason) <= 500
 
 
 @settings(
