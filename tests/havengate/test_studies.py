@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +164,22 @@ def test_says_what_is_missing(clinic: Clinic) -> None:
     code, _, err = run(clinic.home, "study", "propose", str(clinic.home / "no.toml"))
     assert code == 2
     assert run(clinic.home, "device", "--help")[0] == 0
+
+
+def test_what_the_guide_says_works_as_it_is_written(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    first, draft, settings = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    for text in (first, settings):
+        (tmp_path / "havengate.toml").write_text(text, encoding="utf-8")
+        assert load(tmp_path / "havengate.toml", {}).federated.officers == {"north": ("nora",)}
+    (tmp_path / "mood.toml").write_text(draft, encoding="utf-8")
+    code, out, err = run(tmp_path, "study", "plan", "mood.toml", "--people", "562")
+    assert code == 0, err
+    assert "All together cost each person ε = 1" in out
+    code, _, err = run(
+        tmp_path, "study", "plan", "mood.toml", "--people", "562", "--out", "study.toml"
+    )
+    assert (code, "No node is enrolled here yet" in err) == (2, True)
+    # Every command of the guide is one.
+    for command in set(re.findall(r"havengate (study|federated) ([a-z-]+)", guide)):
+        assert run(tmp_path, *command, "--help")[0] == 0, command
