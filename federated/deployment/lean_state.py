@@ -71,6 +71,16 @@ class LeanLinkState(SqlLinkState):
                 self._nodes[public_key] = found
         return found
 
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """Let a node that crashed come back at once.
+
+        Flower takes it for online until its heartbeats have stayed away for long enough, and
+        refuses it until then.
+        """
+        if super().activate_node(node_id, heartbeat_interval):
+            return True
+        return self.deactivate_node(node_id) and super().activate_node(node_id, heartbeat_interval)
+
     def delete_node(self, owner_aid: str, node_id: int) -> None:
         """Forget whom keys belong to, after the database has."""
         super().delete_node(owner_aid, node_id)

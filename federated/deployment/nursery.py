@@ -123,8 +123,11 @@ def import_all() -> Callable[[list[str]], int]:
     import dp_accounting.pld.privacy_loss_distribution
     import dp_accounting.rdp.rdp_privacy_accountant
 
+    from federated.code_hash import installed_code_hash
     from federated.deployment import node_process
 
+    # Of what is loaded now, not of what an update may put there later.
+    installed_code_hash()
     del dp_accounting
     gc.collect()
     gc.freeze()

@@ -38,6 +38,8 @@ class ApprovedStudies:
 
         Raises `ManifestError` for a file that is malformed, `KeysError` for one open to others.
         """
+        # Of what is loaded now, not of what an update may put there later.
+        installed_code_hash()
         return cls(trusted=parse_enrolment(read_private(path)).trusted())
 
     def verify_start(

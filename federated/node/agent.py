@@ -48,6 +48,10 @@ class Service(Protocol):
         """Answer one stage. Raises `FederatedError`: then the coordinator hears only `refused`."""
         ...
 
+    def tidy(self) -> None:
+        """Called when nothing is to be done: give up a round that nobody goes on with."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -116,6 +120,7 @@ class Agent:
             _LOG.warning("federated.agent.malformed", **error.diagnostics())
             return True
         if message is None:
+            self._service.tidy()
             return False
         connection.push(self._answer(connection, node_id, message))
         return True

@@ -96,6 +96,12 @@ class NodeService:
             self._ports.identity, answer, run_id=facts.run_id, stage=stage, request=payload
         )
 
+    def tidy(self) -> None:
+        """Give up a round whose next request has not come for long; tell its people so."""
+        current = self._round
+        if current is not None and self._ports.ticks() - current.at > _PATIENCE_S:
+            self._give_up("The round came to nothing: it was not finished in time.")
+
     def _greet(self) -> bytes:
         store = self._ports.store
         people = [person for person in store.people() if person.state == "taking_part"]
@@ -118,13 +124,11 @@ class NodeService:
         return answer
 
     def _current(self, facts: Facts) -> _Round:
-        current, ticks = self._round, self._ports.ticks()
+        self.tidy()
+        current = self._round
         if current is None or current.run_id != facts.run_id:
             raise ProtocolError("There is no such round here.")
-        if ticks - current.at > _PATIENCE_S:
-            self._give_up("The round came to nothing: it was not finished in time.")
-            raise ProtocolError("The round is over here: it took too long.")
-        current.at = ticks
+        current.at = self._ports.ticks()
         return current
 
     def _give_up(self, reason: str) -> None:

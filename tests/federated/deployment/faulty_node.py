@@ -33,6 +33,9 @@ class Faulty:
         self._service = service
         self._directory = directory
 
+    def tidy(self) -> None:
+        self._service.tidy()
+
     def respond(self, facts: RunFacts, stage: str, payload: bytes) -> bytes:
         file = self._directory / "fault"
         fault, at = file.read_text().split() if file.exists() else ("", "")

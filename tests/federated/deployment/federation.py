@@ -214,18 +214,23 @@ def populate(directory: Path) -> None:
     store = Store.open(directory / "device.store", FileKeeper(directory / "device.keys"))
     try:
         fill(store, {name: {"sleep_hours": [7.0, 7.5, 6.5]} for name in PEOPLE})
-        scope = Scope(
-            kinds=frozenset({"histogram"}),
-            columns=frozenset({"sleep_hours"}),
-            purposes=frozenset({"HRESCH"}),
-        )
-        Consents(store).give(store.people(), scope, now=int(time.time()))
-        Budget(store, _accountant).set_cap(Cap(epsilon=1000.0, delta=1e-6))
+        agree(store)
+        Budget(store, accountant).set_cap(Cap(epsilon=1000.0, delta=1e-6))
     finally:
         store.close()
 
 
-def _accountant(delta: float, adaptive: bool) -> Accountant:  # noqa: FBT001 - the port's
+def agree(store: Store) -> None:
+    """Let everybody in a store agree to histograms of their sleep."""
+    scope = Scope(
+        kinds=frozenset({"histogram"}),
+        columns=frozenset({"sleep_hours"}),
+        purposes=frozenset({"HRESCH"}),
+    )
+    Consents(store).give(store.people(), scope, now=int(time.time()))
+
+
+def accountant(delta: float, adaptive: bool) -> Accountant:  # noqa: FBT001 - the port's
     return Accountant(delta=delta, adaptive=adaptive)
 
 

@@ -29,7 +29,7 @@ def run_with(federation: Running, fault: str) -> tuple[SignedStudy, StudyOutcome
     federation.wait_whole()
     (federation.places.node(FAULTY) / "fault").write_text(fault)
     signed = federation.approved()
-    deadlines = Deadlines(greet_s=30.0, stage_s=60.0, stragglers_s=5.0)
+    deadlines = Deadlines(greet_s=30.0, stage_s=60.0, stragglers_s=4.0)
     outcome = federation.run(signed, deadlines)
     verify_ledger(federation, signed, outcome)
     return signed, outcome
