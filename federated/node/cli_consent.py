@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from federated.errors import StoreError
+from federated.errors import ManifestError, StoreError
 from federated.node.cli_shared import (
     JSONOption,
     PersonOption,
@@ -100,6 +100,8 @@ def consent_study(
             signed = parse_signed_study(opened.read(MAX_SIGNED_BYTES + 1))
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file} is not a signed study.") from error
     with opened_store(context) as store:
         verify_study(signed, enrolled(store).trusted())
     study = signed.study

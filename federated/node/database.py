@@ -76,6 +76,7 @@ class Database:
         self._depth = 0
         self._after: list[Callable[[], object]] = []
         self._connection = self._connect()
+        self._file = self._identity()
 
     @classmethod
     def create(cls, path: Path, keeper: SecretKeeper) -> Database:
@@ -140,6 +141,7 @@ class Database:
                     self._depth -= 1
                 return
             with self._locked():
+                self._verify_still_there()
                 self.run("BEGIN IMMEDIATE")
                 self._depth = 1
                 self._after = []
@@ -155,6 +157,21 @@ class Database:
                     raise
                 finally:
                     self._depth = 0
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _verify_still_there(self) -> None:
+        """An open file outlives its name; what was erased must not be answered from."""
+        if self._file is None or self._identity() != self._file:
+            raise StoreError(
+                f"{self.path} was erased or replaced while it was open: nothing is answered from "
+                "what it was."
+            )
 
     def after_commit(self, step: Callable[[], object]) -> None:
         """Within a transaction: have `step` done once all is durable, before the lock is given up.

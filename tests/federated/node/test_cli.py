@@ -12,7 +12,14 @@ from click.testing import Result
 from keyring.backends import fail
 from typer.testing import CliRunner
 
-from federated.errors import FederatedError, ImportDataError, RefusedError, StoreError
+from federated.errors import (
+    ApprovalError,
+    FederatedError,
+    ImportDataError,
+    ManifestError,
+    RefusedError,
+    StoreError,
+)
 from federated.node.cli import device_app
 from federated.node.keeper import FileKeeper
 from federated.node.store import Store
@@ -166,7 +173,9 @@ def test_a_study_that_is_not_signed_is_not_even_asked_about(
     signed = world.parties.sign(world.study())
     cut = replace(signed, signatures=signed.signatures[1:])
     (tmp_path / "study.json").write_bytes(cut.encode())
-    run("consent", "study", str(tmp_path / "study.json"), "--yes", fails=FederatedError)
+    run("consent", "study", str(tmp_path / "study.json"), "--yes", fails=ApprovalError)
+    (tmp_path / "study.json").write_bytes(b'{"manifest":"\xff"}')
+    run("consent", "study", str(tmp_path / "study.json"), "--yes", fails=ManifestError)
 
 
 def test_the_key_file_is_never_made_unasked(

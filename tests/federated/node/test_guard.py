@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federated.errors import AccountingError, RefusedError
+from federated.errors import AccountingError, RefusedError, StoreError
 from federated.manifest import DeclaredQuery, Study, canonical_json
 from federated.model import PrivacyCost
 from federated.node.budget import Cap
@@ -22,7 +22,7 @@ from federated.node.contact import ContactRequest, parse_request
 from federated.node.enrolment import enrol, enrolled, remembered
 from federated.node.guard import GuardPorts
 from federated.node.keeper import FileKeeper
-from federated.node.store import ImportRecord
+from federated.node.store import ImportRecord, erase_at
 from federated.signed_study import SignedStudy, sign_study
 from federated.study_log import make_bundle
 from tests.federated.node.tables import fill
@@ -513,6 +513,34 @@ def test_two_readers_of_one_admission_get_the_rows_once(world: World) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got) == [0, 0, 0, 1]
+
+
+def test_a_store_that_is_erased_while_it_is_open_answers_no_more(
+    world: World, keeper: FileKeeper
+) -> None:
+    """The node's process still has the file and the keys in memory; the person erased the store."""
+    asked = world.study()
+    request = world.request(asked)
+    admission = world.admit(request, asked)
+    erase_at(world.store.database.path, keeper)
+    with pytest.raises(StoreError, match="erased"):
+        list(world.guard.rows(admission, now=world.now))
+    with pytest.raises(StoreError, match="erased"):
+        world.admit(replace(request, run="run-2"), asked)
+    assert world.store.reads == 0
+
+
+def test_a_store_that_is_erased_between_two_rows_gives_no_second(
+    world: World, keeper: FileKeeper
+) -> None:
+    fill(world.store, {"other": {"sleep_hours": [6.0]}})
+    world.consent()
+    asked = world.study()
+    rows = world.guard.rows(world.admit(world.request(asked), asked), now=world.now)
+    next(rows)
+    erase_at(world.store.database.path, keeper)
+    with pytest.raises(StoreError):
+        next(rows)
 
 
 def test_each_person_of_a_site_is_judged_alone(world: World) -> None:
