@@ -107,7 +107,7 @@ def calibrate(
         raise AccountingError(f"There is no mechanism {mechanism!r} whose cost is known.")
     if left <= 0:
         raise AccountingError("Discrete Gaussian noise needs a δ above 0; use discrete Laplace.")
-    rho = _bisect(lambda value: _zcdp_epsilon(value, left) <= epsilon, 0.0, epsilon)
+    rho = _bisect(lambda value: _zcdp_delta(value, epsilon) <= left, 0.0, epsilon)
     scale = sensitivity.l2 / math.sqrt(2 * rho) * _MORE
     return NoisePlan(mechanism=mechanism, scale=scale)
 
@@ -297,6 +297,8 @@ def _zcdp_delta(rho: float, epsilon: float) -> float:
     def slope(alpha: float) -> float:
         return (2 * alpha - 1) * rho - epsilon + math.log1p(-1 / alpha)
 
+    if rho == 0:
+        return 0.0
     high = (epsilon + 1) / (2 * rho) + 2
     alpha = _bisect(lambda value: slope(value) < 0, 1 + 1e-9, high)
     exponent = (alpha - 1) * (alpha * rho - epsilon) + alpha * math.log1p(-1 / alpha)

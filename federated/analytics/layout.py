@@ -75,7 +75,7 @@ class Layout:
             reached = np.minimum(np.floor(_running(part * self.unit) + offset), block.limit).astype(
                 np.int64
             )
-            parts.append(np.diff(reached, prepend=0))
+            parts.append(reached - np.concatenate(([0], reached[:-1])))
             start += block.size
         return np.concatenate(parts)
 
