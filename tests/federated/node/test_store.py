@@ -350,3 +350,29 @@ def test_keys_lie_in_the_key_ring_where_there_is_one(
     ring.locked = False
     Store.open(tmp_path / "device.store", keeper).erase()
     assert ring.kept == {}
+
+
+def test_nobody_writes_between_a_commit_and_what_follows_it(
+    store: Store, keeper: FileKeeper
+) -> None:
+    """What follows is the keeper's counter: two writers must not set it in the wrong order."""
+    other = Store.open(store.database.path, keeper)
+    entered, early = threading.Event(), []
+
+    def write() -> None:
+        with other.database.transaction():
+            entered.set()
+
+    rival = threading.Thread(target=write)
+
+    def follow() -> None:
+        rival.start()
+        early.append(entered.wait(1.0))
+
+    with store.database.transaction():
+        store.database.run("INSERT INTO meta VALUES ('x', '1')")
+        store.database.after_commit(follow)
+    rival.join()
+    other.close()
+    assert early == [False]
+    assert entered.is_set()
