@@ -9,6 +9,7 @@ class NodeFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Where a node finds what it needs. Paths are absolute.
 
     `key_file` is where the store's keys lie; empty for the key ring of the operating system.
+    With `socket`, the node is served to Flower's own SuperNode there, and no agent runs.
     `enrolment` may be empty once the store has been enrolled.
     """
 
@@ -18,3 +19,4 @@ class NodeFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     store: str
     key_file: str = ""
     enrolment: str = ""
+    socket: str = ""

@@ -8,7 +8,9 @@ device; the file only says where.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ from federated.node.enrolment import enrol, parse_enrolment
 from federated.node.guard import Guard, GuardPorts
 from federated.node.keeper import keeper_for
 from federated.node.service import NodePorts, NodeService
+from federated.node.socket import serving
 from federated.node.store import Store
 from federated.rounds import round_price
 from keys.errors import KeysError
@@ -92,6 +95,15 @@ def declared_query(ask: str) -> Query:
         raise ManifestError("A query's declaration is malformed.") from error
 
 
+def _serve_neighbour(path: Path, service: NodeService) -> None:
+    """Serve on the socket until SIGTERM or SIGINT."""
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    with serving(path, service):
+        ending.wait()
+
+
 def main(arguments: list[str]) -> int:
     """Serve what the file says; return the exit status."""
     os.umask(0o077)
@@ -99,7 +111,11 @@ def main(arguments: list[str]) -> int:
         files = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=NodeFiles)
         store = open_store(files)
         try:
-            agent.serve(access(files), node_service(store, files, declared_query))
+            service = node_service(store, files, declared_query)
+            if files.socket:
+                _serve_neighbour(Path(files.socket), service)
+            else:
+                agent.serve(access(files), service)
         finally:
             store.close()
     except (OSError, msgspec.DecodeError, FederatedError, KeysError) as error:

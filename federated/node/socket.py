@@ -55,7 +55,7 @@ class Asked:
 
 
 def ask(asked: Asked) -> bytes:
-    """Have the service of this machine answer. Raises `DeploymentError` if it refuses or is away."""
+    """Have this machine's service answer. Raises `DeploymentError` if it refuses or is away."""
     path = os.environ.get(VARIABLE)
     if not path:
         raise DeploymentError(f"{VARIABLE} does not name the socket of this node's service.")

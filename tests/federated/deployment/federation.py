@@ -90,7 +90,6 @@ class Running:
         threshold = 2 * nodes // 3 + 1
         text = STUDY
         for old, new in {
-            **(changes or {}),
             "ID": f"hours-{next(self.counter)}",
             "FROM": str(now - 60),
             "UNTIL": str(now + 86_400),
@@ -99,6 +98,7 @@ class Running:
             "THRESHOLD": str(threshold),
             "COLLUDING": str(min(1, 2 * threshold - nodes - 1)),
             "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
+            **(changes or {}),
         }.items():
             text = text.replace(old, new)
         return parse_study(text.encode())
@@ -109,12 +109,14 @@ class Running:
         self.log.append_published(signed.study)
         return signed
 
-    def coordinator(self, deadlines: Deadlines | None = None) -> Coordinator:
+    def coordinator(
+        self, deadlines: Deadlines | None = None, ledger: Ledger | None = None
+    ) -> Coordinator:
         port = self.federation.ports.http
         return Coordinator(
             access=link_access(self.places, address=f"127.0.0.1:{port}"),
             roster=self.roster,
-            ledger=self.ledger,
+            ledger=ledger or self.ledger,
             log=self.log.directory,
             query=declared_query,
             deadlines=deadlines or Deadlines(greet_s=20.0, stage_s=60.0),
@@ -152,6 +154,8 @@ HOURS = '{"column":"sleep_hours","edges":[4.0,6.0,8.0],"kind":"histogram","name"
 @contextmanager
 def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Running]:
     """Start everything in `directory`: each node with two people who agree to everything."""
+    # The processes that start now must find the same sources.
+    installed_code_hash()
     parties, log = Parties(), StudyLog(directory)
     places = Places(directory=directory / "federation")
     places.prepare()
@@ -249,18 +253,21 @@ def entries_of(log: StudyLog) -> list[Entry]:
     return [parse_entry(raw) for _, raw in LogReader(log.directory).read()]
 
 
-def ledger_over(database: StudyDatabase, log: StudyLog, *, cap: float = 100.0) -> Ledger:
-    recorder = Recorder(
+def recorder_over(log: StudyLog) -> Recorder:
+    return Recorder(
         OpeningLog(log),
         sealer=PlainSealer(),
         clock=time.time,
         ids=lambda: uuid.uuid4().hex,
     )
+
+
+def ledger_over(database: StudyDatabase, log: StudyLog, *, cap: float = 100.0) -> Ledger:
     return Ledger(
         database,
         accountant=Accountant(delta=1e-6, adaptive=True),
         cap=cap,
-        recorder=recorder,
+        recorder=recorder_over(log),
         tenant="clinic",
         clock=time.time,
         ids=lambda: uuid.uuid4().hex,

@@ -15,6 +15,7 @@ from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import ClaimTaskRequest, PullPendingTasksRequest
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from federated.app.bundle import installed_bundle
 from federated.coordinator import link_access
@@ -28,7 +29,7 @@ from keys.settings import PkiSettings
 from tests.federated.deployment.federation import Running
 from tests.openbao import RunningServer
 
-PROTOBUF = {"content-type": "application/x-protobuf", "accept": "application/x-protobuf"}
+PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 
 
 def client_of(federation: Running, *, secret: bool = True) -> httpx.Client:

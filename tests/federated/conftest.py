@@ -1,4 +1,4 @@
-"""A federation of real processes that the tests of this folder share."""
+"""A federation of real processes that all tests of a run share."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""The process that `bench_federated` times: one run of a study that is approved and published."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from audit.log import LogWriter
+from audit.recorder import Recorder
+from federated.accounting import Accountant
+from federated.coordinator import Coordinator, link_access
+from federated.database import StudyDatabase
+from federated.deployment.node_process import declared_query
+from federated.deployment.places import Places, read_roster
+from federated.ledger import Ledger
+from federated.signed_study import parse_signed_study
+from tests.federated.studies import ORIGIN, PlainSealer
+
+
+def main(told: dict[str, str]) -> None:
+    """Run the study and print how many nodes answered, and how long it took."""
+    began = time.perf_counter()
+    places, log = Places(directory=Path(told["places"])), Path(told["log"])
+    database = StudyDatabase(told["ledger"])
+    with LogWriter.open(log, origin=ORIGIN) as writer:
+        ledger = Ledger(
+            database,
+            accountant=Accountant(delta=1e-6, adaptive=True),
+            cap=100.0,
+            recorder=Recorder(
+                writer, sealer=PlainSealer(), clock=time.time, ids=lambda: uuid.uuid4().hex
+            ),
+            tenant="clinic",
+            clock=time.time,
+            ids=lambda: uuid.uuid4().hex,
+        )
+        coordinator = Coordinator(
+            access=link_access(places, address=told["address"]),
+            roster=read_roster(places.roster),
+            ledger=ledger,
+            log=log,
+            query=declared_query,
+        )
+        stamps: list[tuple[str, float]] = []
+
+        def say(line: str) -> None:
+            stamps.append((line, round(time.perf_counter() - began, 2)))
+
+        signed = parse_signed_study(Path(told["study"]).read_bytes())
+        outcome = coordinator.run(signed, say=say)
+    database.close()
+    (answer,) = outcome.answers
+    found = {"nodes": answer.nodes, "inside_s": time.perf_counter() - began, "stages": stamps}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,85 @@
+"""Flower's own SuperNode at a clinic: it works, and holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from federated.deployment.node_files import NodeFiles
+from federated.deployment.processes import QUIET, ChildProcess
+from federated.node.socket import VARIABLE
+from federated.study_run import Deadlines
+from keys.openbao_process import free_port
+from keys.private_files import write_private
+from tests.federated.deployment.federation import Running
+from tests.openbao import wait_until
+
+NODE = "node-5"
+
+
+@contextmanager
+def stock(federation: Running, directory: Path) -> Iterator[Path]:
+    """Put Flower's SuperNode, and the service behind a socket, in the place of a node's agent."""
+    place = federation.places.node(NODE)
+    os.kill(federation.federation.node_pid(NODE), signal.SIGSTOP)
+    files = msgspec.json.decode((place / "node.json").read_bytes(), type=NodeFiles)
+    path = directory / "node.socket"
+    own = msgspec.structs.replace(files, socket=str(path))
+    write_private(directory / "service.json", msgspec.json.encode(own))
+    service = ChildProcess(
+        "service",
+        "federated.deployment.node_process",
+        [str(directory / "service.json")],
+        log_file=directory / "service.log",
+    )
+    service.start()
+    supernode = None
+    log = (directory / "supernode.log").open("wb")
+    try:
+        wait_until(path.exists)
+        supernode = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("flower-supernode"),
+                *("--superlink", files.superlink, "--root-certificates", files.ca_file),
+                *("--auth-supernode-private-key", place / "fleet.pem"),
+                *("--port", str(free_port(None)), "--isolation", "subprocess"),
+            ],
+            stdout=log,
+            stderr=log,
+            env={
+                **os.environ,
+                **QUIET,
+                VARIABLE: str(path),
+                "FLWR_HOME": str(directory / "flwr"),
+                "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            },
+            start_new_session=True,
+        )
+        yield directory / "supernode.log"
+    finally:
+        if supernode is not None:
+            os.killpg(supernode.pid, signal.SIGKILL)
+            supernode.wait()
+        log.close()
+        service.stop()
+        os.kill(federation.federation.node_pid(NODE), signal.SIGCONT)
+
+
+def test_a_clinic_may_run_flowers_supernode(federation: Running, tmp_path: Path) -> None:
+    federation.wait_whole()
+    before = len(federation.receipts(NODE))
+    with stock(federation, tmp_path) as log:
+        wait_until(lambda: b"SuperNode ID" in log.read_bytes(), timeout_s=120)
+        outcome = federation.run(
+            federation.approved(), Deadlines(greet_s=90.0, stage_s=120.0, stragglers_s=80.0)
+        )
+    assert not outcome.failures
+    assert outcome.answers[0].nodes == 5
+    assert len(federation.receipts(NODE)) == before + 1
