@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -87,6 +87,7 @@ def build(commands: StudyCommands) -> typer.Typer:
     _add_run(app, commands)
     _add_watch(app, commands)
     _add_report(app, commands)
+    _add_verify(app, commands)
     _add_list(app, commands)
     _add_ledger(app, commands)
     return app
@@ -270,6 +271,42 @@ def _add_report(app: typer.Typer, commands: StudyCommands) -> None:
         }
         lines = [*_answer_lines(kept.document), f"Report {page}", f"Answer {answer}"]
         _say({**found, "answers": kept.document["answers"]}, "\n".join(lines), as_json=as_json)
+
+
+def _add_verify(app: typer.Typer, commands: StudyCommands) -> None:
+    @app.command()
+    def verify(
+        file: Annotated[Path, typer.Argument(help="answer.json of a release.")],
+        *,
+        enrolment: Annotated[
+            Path | None, typer.Option(help="Whose word counts. Default: this machine's.")
+        ] = None,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Check a released answer with public keys alone: signatures, publication, what it says."""
+        from federated.deployment.places import Places
+        from federated.node.enrolment import parse_enrolment
+        from federated.release.check import verify_document
+        from federated.release.document import document_hash, parse_document
+
+        believed = parse_enrolment(
+            _read(enrolment or Places(directory=Path(commands.settings().directory)).federation)
+        )
+        document = parse_document(_read(file))
+        study = verify_document(
+            document,
+            replace(believed.trusted(), own_site=""),
+            origin=believed.origin,
+            log_keys=believed.log_verifiers(),
+            witness_keys=believed.witness_verifiers(),
+        )
+        found = {"study": study.id, "hash": study.study_hash, "answer": document_hash(document)}
+        _say(
+            found,
+            f"{study.id}: signed by all it needed, published, and the answer says what was signed."
+            f"\nHash of the answer, as the entry of its release must say: {found['answer']}",
+            as_json=as_json,
+        )
 
 
 def _add_list(app: typer.Typer, commands: StudyCommands) -> None:

@@ -89,7 +89,7 @@ def make_document(
     study = standing.study
     return {
         "format": FORMAT,
-        "study": _study(study),
+        "study": study_part(study),
         "privacy": {
             "unit": study.unit,
             "adjacency": study.adjacency,
@@ -98,12 +98,7 @@ def make_document(
             "approved_epsilon": study.epsilon,
             "approved_delta": study.delta,
         },
-        "trust": {
-            "model": study.trust_model,
-            "threshold": study.aggregation.threshold,
-            "colluding": study.aggregation.colluding,
-            "minimum_survivors": study.aggregation.minimum_survivors,
-        },
+        "trust": trust_part(study),
         "answers": [_answer(study, one) for one in answers],
         "failures": dict(failures),
         "approvals": [_approval(step) for step in standing.record.of("propose", *_WORDS)],
@@ -119,7 +114,8 @@ def make_document(
 _WORDS: Final = ("approve", "publish")
 
 
-def _study(study: Study) -> dict[str, Any]:
+def study_part(study: Study) -> dict[str, Any]:
+    """What a document says of the study."""
     return {
         "id": study.id,
         "hash": study.study_hash,
@@ -130,6 +126,17 @@ def _study(study: Study) -> dict[str, Any]:
         "sites": list(study.sites),
         "minimum_cohort": study.minimum_cohort,
         "code_hash": study.code_hash,
+    }
+
+
+def trust_part(study: Study) -> dict[str, Any]:
+    """What a document says of whom one has to trust."""
+    rules = study.aggregation
+    return {
+        "model": study.trust_model,
+        "threshold": rules.threshold,
+        "colluding": rules.colluding,
+        "minimum_survivors": rules.minimum_survivors,
     }
 
 

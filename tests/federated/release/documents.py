@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit.note import VerifierKey
 from federated.model import Answer, Estimate, Interval, NoisePlan, PrivacyCost, Sensitivity
 from federated.release.document import make_document
+from federated.signed_study import TrustedKeys
 from federated.study_log import make_bundle
 from tests.federated.studies import NOW, ORIGIN, StudyLog, study
 from tests.federated.trails import Trail
@@ -27,7 +29,7 @@ class Round:
     cost: PrivacyCost = PrivacyCost(  # noqa: RUF009 - frozen
         epsilon=0.5,
         delta=5e-7,
-        noise=NoisePlan(mechanism="discrete_gaussian", scale=1843.2),
+        noise=NoisePlan(mechanism="discrete_gaussian", scale=1843.25),
         sensitivity=Sensitivity(l1=1024.0, l2=362.04),
     )
 
@@ -37,6 +39,12 @@ def estimate(name: str, value: float, half: float, unit: str = "points") -> Esti
     return Estimate(name=name, value=value, interval=interval, unit=unit)
 
 
+#: The study of `studies`, with the noise of these rounds.
+CHANGES = {
+    "minimum_cohort = 10": "minimum_cohort = 1000",
+    "scale = 12.5": "scale = 1843.25",
+    "scale = 14.0": "scale = 1843.25",
+}
 SLEEP = Round(
     query="sleep",
     answer=Answer(
@@ -61,11 +69,24 @@ CURVE = Round(
 )
 
 
+@dataclass(frozen=True)
+class Believed:
+    """Whose word counts."""
+
+    trusted: TrustedKeys
+    log_keys: tuple[VerifierKey, ...]
+    witness_keys: tuple[VerifierKey, ...]
+
+
 def make(folder: Path, **changes: Any) -> dict[str, Any]:
+    return make_believed(folder, **changes)[0]
+
+
+def make_believed(folder: Path, **changes: Any) -> tuple[dict[str, Any], Believed]:
     log = StudyLog(folder)
     with log.writer() as writer:
         trail = Trail(folder, log=writer)
-        one = trail.approve_all(study({"minimum_cohort = 10": "minimum_cohort = 1000"}))
+        one = trail.approve_all(study(CHANGES))
         (step,) = trail.approvals.standing(one.id).record.of("publish")
         with log.publisher(writer) as publisher:
             publisher.publish()
@@ -81,4 +102,5 @@ def make(folder: Path, **changes: Any) -> dict[str, Any]:
         "at": NOW,
         **changes,
     }
-    return make_document(standing, signed, [SLEEP, CURVE], **values)
+    document = make_document(standing, signed, [SLEEP, CURVE], **values)
+    return document, Believed(trail.trusted, log.keys, log.witness_keys)

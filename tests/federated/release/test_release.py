@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from audit.proof import parse_proof
-from federated.errors import ManifestError
+from federated.errors import ApprovalError, ManifestError, StudyLogError
+from federated.manifest import Study
+from federated.release.check import verify_document
 from federated.release.document import document_hash, encode_document, parse_document
 from federated.release.plots import plot_estimates
 from federated.release.report import make_report
 from federated.signed_study import parse_signed_study
-from tests.federated.release.documents import make
+from tests.federated.release.documents import Believed, make, make_believed
+from tests.federated.studies import ORIGIN
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +174,70 @@ def test_an_answer_with_one_flat_or_many_estimates_is_drawn() -> None:
     one = {"name": "n", "value": 1.0, "low": 1.0, "high": 1.0, "level": 0.95, "unit": ""}
     for many in (1, 2, 30, 31, 500):
         assert "<svg" in plot_estimates([{**one, "name": f"n{n}"} for n in range(many)], label="x")
+
+
+# Checking with public keys alone
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Believed]:
+    return make_believed(tmp_path_factory.mktemp("checked"))
+
+
+def check(document: dict[str, Any], believed: Believed, **changes: Any) -> Study:
+    values = {
+        "trusted": believed.trusted,
+        "origin": ORIGIN,
+        "log_keys": believed.log_keys,
+        "witness_keys": believed.witness_keys,
+        **changes,
+    }
+    return verify_document(document, values.pop("trusted"), **values)
+
+
+def test_a_release_is_proven_with_public_keys(released: tuple[dict[str, Any], Believed]) -> None:
+    document, believed = released
+    assert check(document, believed).study_hash == document["study"]["hash"]
+
+
+def test_a_release_is_not_proven_by_other_keys(released: tuple[dict[str, Any], Believed]) -> None:
+    document, believed = released
+    with pytest.raises(ApprovalError):
+        check(document, believed, trusted=replace(believed.trusted, ethics_board=frozenset()))
+    for other in ({"log_keys": ()}, {"witness_keys": ()}, {"origin": "log.example/other"}):
+        with pytest.raises(StudyLogError):
+            check(document, believed, **other)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["study", "question"], "Another?"),
+        (["study", "minimum_cohort"], 5),
+        (["trust", "model"], "trusted_server"),
+        (["trust", "colluding"], 2),
+        (["privacy", "epsilon"], 1.5),
+        (["privacy", "delta"], 1e-3),
+        (["privacy", "approved_epsilon"], 2.0),
+        (["privacy", "unit"], "event"),
+        (["answers", 0, "people"], 999),
+        (["answers", 0, "query"], "mood"),
+        (["answers", 0, "ask", "high"], 13.0),
+        (["answers", 0, "cost", "scale"], 9000.0),
+        (["evidence", "log_proof"], "!"),
+        (["evidence", "signed_study"], 7),
+        (["evidence"], {}),
+        (["answers"], [{}]),
+    ],
+)
+def test_a_document_that_says_otherwise_than_was_signed_is_found(
+    released: tuple[dict[str, Any], Believed], path: list[Any], value: Any
+) -> None:
+    document, believed = released
+    changed = json.loads(encode_document(document))
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(ManifestError):
+        check(changed, believed)
