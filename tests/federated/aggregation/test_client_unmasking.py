@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federated.aggregation import masks
 from federated.aggregation.encoding import from_residues, unpack
@@ -21,7 +23,9 @@ from federated.aggregation.messages import (
     encode,
     parse,
 )
+from federated.aggregation.plan import default_threshold
 from federated.aggregation.server import Stage
+from federated.errors import ProtocolError
 from tests.federated.aggregation.rounds import (
     Cohort,
     answers_nothing,
@@ -179,10 +183,10 @@ def test_never_reveals_both_secrets_of_one_peer() -> None:
     assert schedule is not None
     off = schedule.removed(7)
     assert off == (1,)
-    for given in reveal.survivors:
-        mask_key, seed, *increments = held[given.peer]
-        assert given.shares == (seed, *(increments[part] for part in off))
-        assert mask_key not in given.shares
+    for gave in reveal.survivors:
+        mask_key, seed, *increments = held[gave.peer]
+        assert gave.shares == (seed, *(increments[part] for part in off))
+        assert mask_key not in gave.shares
     answers_nothing(cohort.clients[ME], request)
 
 
@@ -212,3 +216,63 @@ def test_no_more_noise_comes_off_than_the_signed_survivors_allow() -> None:
         total -= masks.expand(key, dimension=4, modulus_bits=48)
     seen = from_residues(total & np.uint64((1 << 48) - 1), 48)
     assert np.abs(seen).max() > 1 << 40
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=25, derandomize=True)
+def test_whatever_two_views_are_shown_one_at_most_is_unmasked(data: st.DataObject) -> None:
+    """As many nodes collude as a plan allows, sign everything, and hand over all they hold."""
+    nodes = data.draw(st.integers(4, 10))
+    threshold = data.draw(st.integers(default_threshold(nodes), nodes - 1))
+    colluding = 2 * threshold - nodes - 1
+    plan = make_plan(nodes, threshold=threshold, minimum_survivors=threshold, colluding=colluding)
+    cohort = Cohort(plan)
+    requests = cohort.until(Stage.MASK)
+    bad = plan.nodes[:colluding]
+    views = [_view(data, plan.nodes, threshold) for _ in range(2)]
+    chosen = {node: views[data.draw(st.integers(0, 1))] for node in plan.nodes if node not in bad}
+    # Whether consents to the other view are passed off as consents to this one.
+    mixed = data.draw(st.booleans())
+    signed: dict[str, Consent] = {}
+    for node, (shared, survivors) in chosen.items():
+        if node not in survivors:
+            continue
+        boxes = parse(Delivered, requests[node], plan).boxes
+        told = tuple(box for box in boxes if box.peer in shared)
+        cohort.clients[node].answer(encode(Delivered(plan.digest, told)))
+        reply = cohort.clients[node].answer(encode(Survivors(plan.digest, survivors)))
+        signed[node] = parse(Consent, reply, plan)
+    reveals: dict[str, Reveal] = {}
+    for node in signed:
+        shared, survivors = chosen[node]
+        text = _told(cohort, survivors, shared)
+        passed_off = survivors if mixed else ()
+        shown = [
+            c for name, c in signed.items() if chosen[name] == chosen[node] or name in passed_off
+        ]
+        shown += [
+            Consent(plan.digest, name, identity(name).sign(text))
+            for name in bad
+            if name in survivors
+        ]
+        try:
+            reply = cohort.clients[node].answer(encode(Consents(plan.digest, tuple(shown))))
+        except ProtocolError:
+            continue
+        reveals[node] = parse(Reveal, reply, plan)
+    assert len({chosen[node] for node in reveals}) <= 1
+    for owner in chosen:
+        seed = {n for n, r in reveals.items() if owner in {g.peer for g in r.survivors}}
+        key = {n for n, r in reveals.items() if owner in {g.peer for g in r.vanished}}
+        seed |= {owner} & reveals.keys()
+        assert not (len(seed) + colluding >= threshold and len(key) + colluding >= threshold)
+        assert not (seed and key)
+
+
+def _view(
+    data: st.DataObject, nodes: tuple[str, ...], least: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who shared and who survived, as a malicious server might say."""
+    shared = data.draw(st.permutations(nodes))[: data.draw(st.integers(least, len(nodes)))]
+    survivors = data.draw(st.permutations(shared))[: data.draw(st.integers(least, len(shared)))]
+    return tuple(sorted(shared)), tuple(sorted(survivors))
