@@ -89,7 +89,8 @@ def verify_cohort(request: ContactRequest, study: Study, enrolled: Enrolment, he
     people = sum(request.taking_part.values())
     if people < least:
         raise RefusedError(
-            f"{people} people would take part; at least {least} must, so that nobody stands out.",
+            f"Too few people would take part: {people}. At least {least} must, so that nobody "
+            "stands out.",
             rule="cohort",
         )
     if len(request.taking_part) < study.aggregation.minimum_survivors:
