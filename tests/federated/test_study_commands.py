@@ -126,7 +126,7 @@ class Desk:
                 cost=cost(query.epsilon),
             )
             say(f"asking {query.name}")
-            answer = Round(query=query.name, answer=NUMBERS)
+            answer = Round(query=query.name, answer=NUMBERS, cost=study_costs(study)[query.name])
             self.ledger.spend(reservation)
             answers.append(answer)
         (step,) = standing.record.of("publish")
@@ -198,6 +198,30 @@ def test_a_study_goes_from_draft_to_report(desk: Desk) -> None:
     ledger = desk.json("ledger", "--participant", "site:north")
     assert ledger["rows"] == 4
     assert ledger["balances"]["site:north"]["epsilon"] == 1.0
+
+
+def test_a_released_answer_is_checked_by_whoever_has_the_public_keys(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    found = desk.json("report", "sleep-and-phq9")
+    keys = {
+        "node": "all",
+        "coordinator": [key.hex() for key in desk.trail.trusted.coordinator],
+        "ethics_board": [key.hex() for key in desk.trail.trusted.ethics_board],
+        "sites": {site: [key.hex() for key in of] for site, of in desk.trail.trusted.sites.items()},
+        "origin": ORIGIN,
+        "log_keys": [key.text for key in desk.log.keys],
+        "witness_keys": [key.text for key in desk.log.witness_keys],
+    }
+    enrolment = desk.folder / "federation.json"
+    enrolment.write_text(json.dumps(keys))
+    words = ("verify", found["answer"], "--enrolment", str(enrolment))
+    assert desk.json(*words)["answer"] == found["answer_hash"]
+    assert found["answer_hash"] in desk(*words).stdout
+    keys["sites"].pop("north")  # type: ignore[attr-defined]
+    enrolment.write_text(json.dumps(keys))
+    assert isinstance(desk(*words).exception, ApprovalError)
 
 
 def test_the_same_in_words(desk: Desk) -> None:
