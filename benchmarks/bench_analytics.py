@@ -158,7 +158,9 @@ def _histogram() -> Pair:
     people = data.nhanes()
     query = Histogram(name="histogram", of=PHQ9, edges=(0, 5, 10, 15, 20, 27))
     bins = np.array([bin_of(PHQ9, value, query.edges) for value in _scaled(PHQ9, people)])
-    peer = opendp.together(lambda counted: counted / len(people), opendp.counts(bins, 5, EPSILON))
+    # Whether somebody has data is nobody's business: the whole is the sum of the noisy counts.
+    counts = opendp.counts(bins, 5, EPSILON)
+    peer = opendp.together(lambda counted: counted / counted.sum(), counts)
     return Pair(query=query, people=people, peer=peer)
 
 

@@ -20,8 +20,10 @@ from federated.analytics.quantity import known_together
 from federated.errors import ManifestError
 from federated.model import Estimate, PersonRows
 
-#: Part of the vector that measures how unequally days are shared out, for the interval.
+#: Part of the vector that holds squares of days, for the interval.
 _SQUARES: Final = 154
+#: How far the variance may be off, relatively, if days are taken as unrelated to shares.
+_UNRELATED: Final = 0.15
 #: Part that measures how both shares go together within people, for the difference's interval.
 _CROSSED: Final = 102
 _LARGEST: Final = 1e12
@@ -68,15 +70,15 @@ class OwnAverageSplit(BaseQuery):
 
     @property
     def layout(self) -> Layout:
-        """Three places for each side, a square for each, and four for both together."""
-        blocks = (Block(size=6, limit=FINE), Block(size=2, limit=_SQUARES))
+        """Three places for each side, the same for squared days, and four for both together."""
+        blocks = (Block(size=6, limit=FINE), Block(size=6, limit=_SQUARES))
         return Layout(blocks=(*blocks, Block(size=4, limit=_CROSSED)), unit=FINE)
 
     def masses(self, rows: PersonRows) -> NDArray[np.float64]:
         """Days and shares of both sides."""
         _, (outcome, by) = known_together(rows, self.outcome, self.by)
         if not by.size:
-            return np.zeros(12)
+            return np.zeros(16)
         by = np.clip(by, -_LARGEST, _LARGEST)
         own = by.mean()
         # An average of equal days must not miss them by what floats lose.
@@ -112,18 +114,25 @@ class OwnAverageSplit(BaseQuery):
         if not moments.usable(asked.noise):
             raise too_few(self.name, f"days {name} their own average")
         days = moments.people
-        squares = float(asked.masses[6 + place]) * FINE / _SQUARES / 2
+        each = FINE / _SQUARES / 2
+        squared = asked.masses[6 + 3 * place : 9 + 3 * place] * each
         # The mean number of days, weighted by days: at least the plain one, at most all.
-        length = min(max(squares / days, days / asked.people), 1.0)
+        length = min(max(float(squared.sum()) / days, days / asked.people), 1.0)
         coefficients = moments.central_coefficients(2)
         between = max(float(coefficients @ moments.sums), 0.0)
         noise = asked.noise.variance
-        blur = noise * float(coefficients @ coefficients) * length**2
-        blur += noise * (between * FINE / _SQUARES / 2 / days) ** 2
+        norm = float(coefficients @ coefficients)
+        # Measured without assumptions but blurred; or sharp, if days are unrelated to shares.
+        direct, direct_noise = float(coefficients @ squared), noise * norm * each**2
+        believed = (_UNRELATED * between * length) ** 2
+        weight = believed / (believed + direct_noise) if believed > 0 else 0.0
+        summed = max(between * length + weight * (direct - between * length), 0.0)
+        blur = noise * (norm * length**2 + 3 * (between * each / days) ** 2) * (1 - weight) ** 2
+        blur += direct_noise * weight**2
         people = days / length
         spread = Spread(
             noise=asked.noise.through(moments.mean_gradient()),
-            sampling=between * length / days**2 * people / max(people - 1, 1.0),
+            sampling=summed / days**2 * people / max(people - 1, 1.0),
             sampling_noise=blur / days**4,
             people=people,
         )
@@ -145,16 +154,20 @@ class OwnAverageSplit(BaseQuery):
 
 
 def masses_of(days: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Masses, shape (…, 12), from days (in units of the most that count) and shares per side."""
+    """Masses, shape (…, 16), from days (in units of the most that count) and shares per side."""
     total = days.sum(axis=-1, keepdims=True)
     kept = days / np.maximum(total, 1.0)
-    main = kept[..., None] * basis(shares, 2)
-    squares = np.minimum(4 * kept**2, 1.0) / 2 * (_SQUARES / FINE)
+    fractions = basis(shares, 2)
+    main = kept[..., None] * fractions
+    # At most 1 together where both sides have as many days; clipped jointly where they have not.
+    doubled = 2 * kept**2
+    doubled = doubled / np.maximum(doubled.sum(axis=-1, keepdims=True), 1.0)
+    squares = doubled[..., None] * fractions * (_SQUARES / FINE)
     both = np.stack([shares, 1 - shares], axis=-1)
     pairs = both[..., 0, :, None] * both[..., 1, None, :]
     shared = 2 * kept.min(axis=-1)[..., None, None]
     crossed = pairs * shared * (_CROSSED / FINE)
-    flat = [main.reshape(*main.shape[:-2], 6), squares, crossed.reshape(*crossed.shape[:-2], 4)]
+    flat = [part.reshape(*days.shape[:-1], -1) for part in (main, squares, crossed)]
     return np.concatenate(flat, axis=-1)
 
 
@@ -170,11 +183,11 @@ def _difference(below: _Side, above: _Side, asked: Asked) -> Spread:
     sides = [np.array([1 - side.moments.mean, -side.moments.mean]) for side in (below, above)]
     coefficients = np.outer(*sides).reshape(-1)
     days = below.moments.people * above.moments.people
-    shared = float(asked.masses[8:].sum()) * FINE / _CROSSED
+    shared = float(asked.masses[12:].sum()) * FINE / _CROSSED
     equal = (below.length + above.length) / 4
     unrelated = min(days / max(shared * asked.people, 1e-9), 0.5)
     factor = FINE / _CROSSED * max(equal, unrelated) / days
-    covariance = float(coefficients @ asked.masses[8:]) * factor
+    covariance = float(coefficients @ asked.masses[12:]) * factor
     most = math.sqrt(max(below.spread.sampling, 0.0) * max(above.spread.sampling, 0.0))
     covariance = min(max(covariance, -most), most)
     blur = 4 * asked.noise.variance * float(coefficients @ coefficients) * factor**2

@@ -20,7 +20,7 @@ from federated.model import Estimate, Interval, NoisePlan
 
 #: An estimated variance is blurred to one side only, since the noise's own is known: fewer degrees
 #: than these would make intervals hold too often (simulated: `benchmarks/bench_analytics.py`).
-_FEWEST_DEGREES: Final = 12.0
+_FEWEST_DEGREES: Final = 24.0
 #: Excess kurtosis of the Laplace distribution: no sum of such noise has more.
 _LAPLACE_EXCESS: Final = 3.0
 _GAUSSIAN_TERMS: Final = 12
