@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from federated.accounting import calibrate, compose
+from federated.aggregation.noise import sample
 from federated.analytics.base import BaseQuery
 from federated.analytics.intervals import noise_moments
 from federated.analytics.means import Mean
@@ -13,7 +14,7 @@ from federated.analytics.plan import choose_noise, plan_query
 from federated.analytics.trend import WeeklyTrend
 from federated.errors import AccountingError
 from federated.model import NoisePlan
-from tests.federated.analytics.samples import MOOD, QUERIES
+from tests.federated.analytics.samples import MOOD, QUERIES, SeededBits
 from tests.federated.analytics.simulated import laplace
 
 
@@ -85,3 +86,16 @@ def test_the_simulated_noise_has_the_planned_variance() -> None:
     drawn = laplace(np.random.default_rng(1), 5.0, 200_000)
     plan = NoisePlan(mechanism="discrete_laplace", scale=5.0)
     assert drawn.var() == pytest.approx(noise_moments(plan, 1).variance, rel=0.03)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda q: q.name)
+def test_planned_noise_is_what_devices_can_draw_exactly(query: BaseQuery) -> None:
+    for delta in (0.0, 1e-2):
+        plan = choose_noise(query, epsilon=1.0, delta=delta)
+        drawn = sample(2000, plan=plan, random=SeededBits(5))
+        expected = noise_moments(plan, 1).variance
+        # Laplace: the variance of 2,000 draws has a relative standard error of √(5/2000) = 5 %.
+        assert drawn.var() == pytest.approx(expected, rel=0.2)
+        total = np.rint(query.typical(2000) * query.layout.unit).astype(np.int64)
+        noisy = total + drawn[: query.dimension]
+        assert query.decode(noisy, noise=plan, people=2000, level=0.95).estimates
