@@ -30,6 +30,7 @@ SUITES = (
     "bench_ingress",
     "bench_secagg",
     "bench_analytics",
+    "bench_federated",
 )
 RESULTS = Path(__file__).with_name("results.json")
 

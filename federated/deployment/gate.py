@@ -125,7 +125,7 @@ class Gate:
             try:
                 self._verify(scope, body)
             except FederatedError as error:
-                _LOG.warning("federated.start.refused", **error.diagnostics())
+                _LOG.warning("federated.start.refused", **error.diagnostics(), reason=str(error))
                 await _refuse(scope, send, 403, "no approved study for this run")
                 return
         await self._app(scope, _replay(body), send)

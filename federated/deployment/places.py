@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 
 from federated.errors import DeploymentError
@@ -113,16 +114,20 @@ def ensure_node_keys(directory: Path) -> NodeKeys:
     make_private_directory(directory)
     fleet, identity = directory / "fleet.pem", directory / "identity.pem"
     if not fleet.exists():
-        write_private(fleet, _pem(ec.generate_private_key(ec.SECP256R1())))
+        # OpenSSH's form, the only one that Flower's own SuperNode reads.
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_private(fleet, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     if not identity.exists():
-        write_private(identity, _pem(Ed25519PrivateKey.generate()))
+        signing = Ed25519PrivateKey.generate()
+        raw = signing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_private(identity, raw)
     return read_node_keys(directory)
 
 
 def read_node_keys(directory: Path) -> NodeKeys:
     """Read them. Raises `DeploymentError` if they are of another kind, `KeysError` if open."""
     try:
-        fleet = load_pem_private_key(read_private(directory / "fleet.pem"), None)
+        fleet = load_ssh_private_key(read_private(directory / "fleet.pem"), None)
         identity = load_pem_private_key(read_private(directory / "identity.pem"), None)
     except ValueError as error:
         raise DeploymentError(f"A key in {directory} is damaged: enrol the node anew.") from error
@@ -131,10 +136,6 @@ def read_node_keys(directory: Path) -> NodeKeys:
     ):
         raise DeploymentError(f"A key in {directory} is of another kind: enrol the node anew.")
     return NodeKeys(fleet=fleet, identity=identity)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 class EnrolledNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

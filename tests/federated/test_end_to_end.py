@@ -55,7 +55,7 @@ def device(federation: Running, name: str, *arguments: str) -> dict[str, object]
     command = [*place, f"{directory / 'device.keys'}", *arguments, "--json"]
     done = CliRunner().invoke(device_app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    found: dict[str, object] = json.loads(done.output.splitlines()[-1])
+    found: dict[str, object] = json.loads(done.stdout)
     return found
 
 

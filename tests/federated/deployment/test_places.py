@@ -1,0 +1,131 @@
+"""Files of a federation: closed to others, strict, and never another key under a known name."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from federated.deployment.cli import FederationCommands, StudyLogKeys, build
+from federated.deployment.places import (
+    EnrolledNode,
+    Places,
+    add_to_roster,
+    ensure_node_keys,
+    read_node_keys,
+    read_roster,
+)
+from federated.errors import DeploymentError, FederatedError
+from federated.manifest import roster_hash
+from federated.node.enrolment import parse_enrolment
+from keys.errors import KeysError
+from tests.federated.studies import ORIGIN, MemorySigner, StudyLog
+
+
+def node_of(directory: Path, *, site: str = "") -> EnrolledNode:
+    keys = ensure_node_keys(directory)
+    return EnrolledNode(
+        identity=keys.identity_public.hex(),
+        fleet=keys.fleet_public.decode(),
+        flower_id="18446744073709551615",
+        site=site,
+    )
+
+
+def test_secrets_and_keys_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
+    places = Places(directory=tmp_path / "federation")
+    places.prepare()
+    before = places.control_secret.read_bytes()
+    places.prepare()
+    assert places.control_secret.read_bytes() == before
+    assert len(before) == 32
+    keys = ensure_node_keys(places.node("one"))
+    assert ensure_node_keys(places.node("one")).identity_public == keys.identity_public
+    for path in places.directory.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    ensure_node_keys(tmp_path / "one")
+    (tmp_path / "one" / "identity.pem").chmod(0o644)
+    with pytest.raises(KeysError):
+        read_node_keys(tmp_path / "one")
+
+
+def test_a_roster_hashes_as_studies_do_and_keeps_64_bit_ids(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    one, two = node_of(tmp_path / "one"), node_of(tmp_path / "two", site="north")
+    add_to_roster(path, "one", one)
+    add_to_roster(path, "two", two)
+    roster = read_roster(path)
+    assert roster.hash == roster_hash(
+        {"one": bytes.fromhex(one.identity), "two": bytes.fromhex(two.identity)}
+    )
+    assert roster.flower_ids()["one"] == 2**64 - 1
+    assert roster.charged("one") == ["device:one"]
+    assert roster.charged("two") == ["site:north"]
+
+
+def test_a_name_never_gets_other_keys(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    add_to_roster(path, "one", node_of(tmp_path / "one"))
+    with pytest.raises(DeploymentError, match="other keys"):
+        add_to_roster(path, "one", node_of(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"nodes": {"one": {}}}', '{"more": 1}'])
+def test_a_damaged_roster_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "roster.json"
+    path.write_text(content)
+    with pytest.raises(DeploymentError):
+        read_roster(path)
+
+
+def commands(tmp_path: Path) -> FederationCommands:
+    log = StudyLog(tmp_path)
+    return FederationCommands(
+        places=lambda: Places(directory=tmp_path / "federation"),
+        certificates=lambda: pytest.fail("nothing may be started here"),
+        log_keys=lambda: StudyLogKeys(
+            origin=ORIGIN,
+            log_keys=[key.text for key in log.keys],
+            witness_keys=[key.text for key in log.witness_keys],
+        ),
+        coordinator_key=MemorySigner(bytes(32)).public.hex,
+    )
+
+
+def test_trust_writes_what_nodes_and_superlink_read(tmp_path: Path) -> None:
+    board, officer = MemorySigner().public.hex(), MemorySigner().public.hex()
+    app = build(commands(tmp_path))
+    done = CliRunner().invoke(app, ["trust", "--board", board, "--site", f"north={officer}"])
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "federation" / "federation.json"
+    trusted = parse_enrolment(file.read_bytes()).trusted()
+    assert trusted.ethics_board == {bytes.fromhex(board)}
+    assert trusted.sites["north"] == {bytes.fromhex(officer)}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_trust_refuses_what_is_no_key(tmp_path: Path) -> None:
+    done = CliRunner().invoke(build(commands(tmp_path)), ["trust", "--board", "abc"])
+    assert isinstance(done.exception, FederatedError)
+
+
+def test_keys_prints_public_halves_only(tmp_path: Path) -> None:
+    app = build(commands(tmp_path))
+    done = CliRunner().invoke(app, ["keys", "clinic-1", str(tmp_path / "node")])
+    public = json.loads(done.stdout)
+    assert public.keys() == {"name", "identity", "fleet"}
+    assert "PRIVATE" not in done.output
+    assert public["identity"] == read_node_keys(tmp_path / "node").identity_public.hex()
+
+
+@pytest.mark.parametrize("verb", [["status"], ["enrol", "file"]])
+def test_says_what_to_do_when_nothing_was_started(tmp_path: Path, verb: list[str]) -> None:
+    done = CliRunner().invoke(build(commands(tmp_path)), verb)
+    assert isinstance(done.exception, DeploymentError)
+    assert "havengate federated up" in str(done.exception)
