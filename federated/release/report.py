@@ -44,7 +44,8 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 table { width: 100%; border-collapse: collapse; font-size: .94rem; margin: .6rem 0 1rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--faint);
   vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; padding-right: 1.4rem; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 svg { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
 .caution, .failed { border-left: 4px solid #b7791f; background: #fdf6e7; padding: .6rem .9rem;
   margin: .6rem 0; }
