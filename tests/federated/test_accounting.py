@@ -136,6 +136,27 @@ def test_gaussian_cost_is_never_below_the_truth_in_any_dimension(
         assert true_delta(loss, claimed) <= delta
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize("shift", [1, 3])
+def test_gaussian_cost_is_above_the_exact_curve_of_its_authors(scale: float, shift: int) -> None:
+    # Canonne, Kamath, Steinke 2020, Theorem 7: the exact δ of one coordinate moved by `shift`.
+    reach = int(40 * scale)
+    weights = {k: math.exp(-(k**2) / (2 * scale**2)) for k in range(-reach, reach + 1)}
+    whole = sum(weights.values())
+
+    def above(limit: float) -> float:
+        return sum(weight for k, weight in weights.items() if k > limit) / whole
+
+    sensitivity = Sensitivity(l1=shift, l2=shift)
+    theirs = privacy_loss_distribution.from_discrete_gaussian_mechanism(scale, sensitivity=shift)
+    for delta in (1e-3, 1e-6):
+        epsilon = cost_of(gaussian(scale), sensitivity, delta=delta).epsilon
+        middle = epsilon * scale**2 / shift
+        exact = above(middle - shift / 2) - math.exp(epsilon) * above(middle + shift / 2)
+        assert exact <= delta
+        assert theirs.get_epsilon_for_delta(delta) <= epsilon + 1e-4
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     shift=st.lists(st.integers(1, 3), min_size=1, max_size=3),
