@@ -39,6 +39,18 @@ def total(values: Floats, low: float, high: float, epsilon: float) -> Draw:
     return _drawn(dp.t.make_sum(domain, dp.symmetric_distance()), values, 1, epsilon)
 
 
+def centred_mean(values: NDArray[np.int64], middle: int, reach: int, epsilon: float) -> Draw:
+    """Mean of whole numbers as a sum around the middle over a public number of people.
+
+    The least noise that OpenDP can be made to give: half of what its mean has.
+    """
+    domain = dp.vector_domain(dp.atom_domain(bounds=(-reach, reach), T=int))
+    summed = dp.t.make_sum(domain, dp.symmetric_distance())
+    centred = np.clip(values - middle, -reach, reach)
+    noisy = _drawn(summed, centred, 1, epsilon)
+    return lambda: middle + noisy() / len(values)
+
+
 def count(size: int, epsilon: float) -> Draw:
     """How many there are."""
     domain = dp.vector_domain(dp.atom_domain(T=int))
