@@ -16,7 +16,9 @@ from federated.database import StudyDatabase
 from federated.deployment.node_process import declared_query
 from federated.deployment.places import Places, read_roster
 from federated.ledger import Ledger
+from federated.node.enrolment import parse_enrolment
 from federated.signed_study import parse_signed_study
+from keys.private_files import read_private
 from tests.federated.studies import ORIGIN, PlainSealer
 
 
@@ -40,6 +42,7 @@ def main(told: dict[str, str]) -> None:
         coordinator = Coordinator(
             access=link_access(places, address=told["address"]),
             roster=read_roster(places.roster),
+            believed=parse_enrolment(read_private(places.federation)),
             ledger=ledger,
             log=log,
             query=declared_query,

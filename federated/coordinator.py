@@ -6,20 +6,33 @@ study log, the ledger, and the run itself (`study_run`). Used by `havengate stud
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from federated.aggregation.bits import SystemBits
 from federated.deployment.certificates import COORDINATOR_NAME
 from federated.deployment.link import Link, LinkAccess
 from federated.deployment.places import Places, RosterFile, read_roster
-from federated.errors import ApprovalError, CohortError, DeploymentError, ProtocolError
+from federated.errors import (
+    ApprovalError,
+    CohortError,
+    DeploymentError,
+    ProtocolError,
+    StudyLogError,
+)
 from federated.manifest import Study
 from federated.model import Query
+from federated.node.enrolment import Enrolment
 from federated.signed_study import SignedStudy
-from federated.study_log import find_published, make_bundle
+from federated.study_log import (
+    StudyBundle,
+    find_published,
+    make_bundle,
+    verify_published,
+)
 from federated.study_run import (
     Deadlines,
     Patience,
@@ -35,6 +48,10 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from federated.deployment.grid import GridExchange
+
+#: How often, and how long in between, the log is looked at until it is cosigned: half a minute.
+_LOOKS: Final = 150
+_LOOK_S: Final = 0.2
 
 __all__ = ["COORDINATOR_NAME", "Coordinator", "StudyOutcome", "link_access"]
 
@@ -69,16 +86,19 @@ class NamedExchange:
 class Coordinator:
     """What runs studies.
 
-    `log` is the directory of the study log, `query` reads a query's declaration.
+    `log` is the directory of the study log, `query` reads a query's declaration, `believed` is what
+    nodes are enrolled with. `wait` lets time pass, in seconds.
     """
 
     access: LinkAccess
     roster: RosterFile
+    believed: Enrolment
     ledger: RoundLedger
     log: Path
     query: Callable[[str], Query]
     deadlines: Deadlines = field(default_factory=Deadlines)
     level: float = 0.95
+    wait: Callable[[float], None] = time.sleep
 
     def run(
         self, signed: SignedStudy, *, queries: Sequence[str] = (), say: Say = lambda _: None
@@ -97,6 +117,7 @@ class Coordinator:
                 "it again."
             )
         index = find_published(self.log, study.study_hash)
+        self._published(index, study.study_hash)
         names = tuple(queries) or tuple(query.name for query in study.queries)
         for name in names:
             study.query(name)
@@ -113,6 +134,31 @@ class Coordinator:
             raise DeploymentError("The run ended without being conducted.")
         return done[0]
 
+    def _published(self, index: int, study_hash: str, from_size: int = 0) -> StudyBundle:
+        """The proof that nodes will believe.
+
+        Between a checkpoint and its witnesses' words passes a moment, and a new checkpoint may come
+        any time. A node would refuse what comes without them, and keep the refusal.
+        """
+        looks = 0
+        while True:
+            try:
+                bundle = make_bundle(self.log, index, from_size=from_size)
+                verify_published(
+                    bundle,
+                    study_hash=study_hash,
+                    log_keys=self.believed.log_verifiers(),
+                    witness_keys=self.believed.witness_verifiers(),
+                    witnesses=self.believed.witnesses,
+                )
+            except StudyLogError:
+                looks += 1
+                if looks > _LOOKS:
+                    raise
+                self.wait(_LOOK_S)
+            else:
+                return bundle
+
     def _conduct(
         self,
         grid: Grid,
@@ -125,7 +171,7 @@ class Coordinator:
         from federated.deployment.grid import GridExchange
 
         def prove(from_size: int) -> bytes:
-            return make_bundle(self.log, index, from_size=from_size).encode()
+            return self._published(index, signed.study.study_hash, from_size).encode()
 
         ports = RunPorts(
             exchange=NamedExchange(GridExchange(grid), self.roster.flower_ids()),

@@ -93,7 +93,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a query says about the cohort. `cautions` are sentences: what clipping can bias, …"""
+    """What a query says about the cohort. `cautions` are sentences, as what clipping can bias."""
 
     query: str
     estimates: Sequence[Estimate]

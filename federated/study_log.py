@@ -137,14 +137,39 @@ def verify_bundle(
     Returns what to remember from now on, to be stored before anything else is done. Raises
     `StudyLogError`: do not run the study, and keep the bundle as evidence.
     """
+    new = verify_published(
+        bundle,
+        study_hash=study_hash,
+        log_keys=log_keys,
+        witness_keys=witness_keys,
+        witnesses=witnesses,
+    )
+    try:
+        _verify_continues(bundle, remembered, new)
+    except AuditError as error:
+        raise StudyLogError(f"The study's publication is not proven: {error}") from error
+    return Remembered(checkpoint=new)
+
+
+def verify_published(
+    bundle: StudyBundle,
+    *,
+    study_hash: str,
+    log_keys: Sequence[VerifierKey],
+    witness_keys: Sequence[VerifierKey],
+    witnesses: int = 1,
+) -> Checkpoint:
+    """The part of `verify_bundle` that needs no memory: a coordinator checks it before it asks.
+
+    Raises `StudyLogError`.
+    """
     try:
         signed, entry = _verify_inclusion(bundle, log_keys)
         _verify_cosigned(signed, witness_keys, witnesses)
-        _verify_continues(bundle, remembered, signed.checkpoint)
     except AuditError as error:
         raise StudyLogError(f"The study's publication is not proven: {error}") from error
     _verify_entry(entry, study_hash)
-    return Remembered(checkpoint=signed.checkpoint)
+    return signed.checkpoint
 
 
 def _verify_inclusion(

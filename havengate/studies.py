@@ -254,6 +254,7 @@ class _Runner:
         coordinator = Coordinator(
             access=link_access(self.places, address=self._address()),
             roster=read_roster(self.places.roster),
+            believed=_federation(self.places),
             ledger=self.ledger,
             log=log,
             query=read_ask,

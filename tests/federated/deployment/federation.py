@@ -30,13 +30,13 @@ from federated.ledger import Ledger
 from federated.manifest import Study
 from federated.node.budget import Budget, Cap
 from federated.node.consent import Consents, Scope
-from federated.node.enrolment import Enrolment
+from federated.node.enrolment import Enrolment, parse_enrolment
 from federated.node.keeper import FileKeeper
 from federated.node.receipts import Receipts
 from federated.node.store import Store
 from federated.signed_study import SignedStudy
 from federated.study_run import Deadlines
-from keys.private_files import write_private
+from keys.private_files import read_private, write_private
 from keys.settings import PkiSettings
 from tests.federated.node.tables import fill
 from tests.federated.studies import ORIGIN, Parties, PlainSealer, StudyLog
@@ -116,6 +116,7 @@ class Running:
         return Coordinator(
             access=link_access(self.places, address=f"127.0.0.1:{port}"),
             roster=self.roster,
+            believed=parse_enrolment(read_private(self.places.federation)),
             ledger=ledger or self.ledger,
             log=self.log.directory,
             query=declared_query,
