@@ -151,10 +151,13 @@ class Coordinator:
                     witness_keys=self.believed.witness_verifiers(),
                     witnesses=self.believed.witnesses,
                 )
-            except StudyLogError:
+            except StudyLogError as error:
                 looks += 1
                 if looks > _LOOKS:
-                    raise
+                    raise StudyLogError(
+                        "No witness that nodes trust has cosigned the log, so nobody was asked. See "
+                        f"that the one under [[audit.witnesses]] runs, then run it again. ({error})"
+                    ) from error
                 self.wait(_LOOK_S)
             else:
                 return bundle
