@@ -122,14 +122,14 @@ def _add_plan(app: typer.Typer, commands: StudyCommands) -> None:
         from federated.draft import encode_toml, parse_draft
         from federated.planning import plan_study
 
-        roster = commands.roster()
-        if roster is None and out is not None:
+        draft, roster = parse_draft(_read(file)), commands.roster()
+        if roster is None and draft.file.roster is None and out is not None:
             raise ManifestError(
                 "No node is enrolled here yet, and a whole study names those that may take part: "
                 "havengate federated up, then plan again."
             )
         found = plan_study(
-            parse_draft(_read(file)),
+            draft,
             people=people,
             level=commands.settings().run.level,
             roster=roster or _NO_ROSTER,
