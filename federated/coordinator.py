@@ -155,8 +155,8 @@ class Coordinator:
                 looks += 1
                 if looks > _LOOKS:
                     raise StudyLogError(
-                        "No witness that nodes trust has cosigned the log, so nobody was asked. See "
-                        f"that the one under [[audit.witnesses]] runs, then run it again. ({error})"
+                        "No witness that nodes trust has cosigned the log: nobody was asked. See "
+                        f"that the one under [[audit.witnesses]] runs, then try again. ({error})"
                     ) from error
                 self.wait(_LOOK_S)
             else:
