@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from audit.errors import AuditError
-from gateway.checks import Finding
+from gateway.checks import Finding, shared_host
 from gateway.errors import GatewayConfigurationError, GatewayError
 from gateway.frontends.admin import Check
 from gateway.routes import OWN_PREFIX
@@ -90,6 +90,10 @@ def findings(load: Callable[[], Configuration], environ: Mapping[str, str]) -> I
     yield Finding(what="configuration", good=True, says=f"{len(settings.gateway.routes)} app(s)")
     yield _looked("files", lambda: _check_files(settings))
     yield _looked("routes", lambda: _check_gateway(settings))
+    shared = shared_host(settings.gateway.routes)
+    if shared is not None:
+        # Not a fault: apps that trust each other may.
+        yield Finding(what="hosts", good=True, says=shared)
     yield _looked("rules", lambda: _check_rules(settings))
     yield _looked("keys", lambda: _check_keys(settings, environ))
     yield _looked("log", lambda: _check_log(settings))

@@ -54,6 +54,7 @@ from gateway.core.headers import (
     check_request,
     clean_request,
     clean_response,
+    is_service_worker,
     is_upgrade,
     never_stored,
 )
@@ -176,6 +177,12 @@ class _Exchange:
             raise UnsupportedError(
                 "Connections that stay open (WebSocket, upgrade) are not offered here yet.",
                 status=501,
+            )
+        if is_service_worker(self.head):
+            raise UnsupportedError(
+                "Service workers are not let in: one would see everything of every app on this "
+                "host, and keep it.",
+                status=403,
             )
         if self.head.path.startswith(OWN_PREFIX):
             yield from self._own()

@@ -341,6 +341,9 @@ def test_an_old_second_factor_is_asked_for_again() -> None:
     ("head", "status"),
     [
         (get("/Observation/7", upgrade="websocket", connection="upgrade"), 501),
+        (get("/Observation/7", service_worker="script"), 403),
+        (get("/Observation/7", sec_fetch_dest="serviceworker"), 403),
+        (get("/.havengate/sign-in", service_worker="script"), 403),
         (request("BREW", "/Observation/7"), 405),
         (request("TRACE", "/Observation/7"), 405),
         (get("/never"), 422),
@@ -351,8 +354,16 @@ def test_refuses(head: RequestHead, status: int) -> None:
     world = treating()
     world.run(head, records())
     assert world.status == status
-    assert "Fetch" not in world.names()
+    assert not {"Fetch", "OpenUpstream", "AnswerOwn"} & set(world.names())
     assert SECRET not in world.sent
+
+
+def test_no_script_of_an_app_comes_to_stand_in_front_of_a_host() -> None:
+    world = World(answer=[b"self.onfetch = steal"])
+    world.run(get("/sw.js", service_worker="script"), pages())
+    assert world.status == 403
+    assert world.names() == ["Respond"]
+    assert b"steal" not in world.sent
 
 
 def test_a_path_of_no_app_is_not_there() -> None:

@@ -11,6 +11,7 @@ from gateway.core.headers import (
     clean_request,
     clean_response,
     forwarded_for,
+    is_service_worker,
     is_upgrade,
     never_stored,
 )
@@ -235,6 +236,28 @@ def test_an_answer_says_nothing_about_what_runs_behind() -> None:
     fields = [(name, "secret") for name in ("server", "x-powered-by", "alt-svc", "proxy-status")]
     cleaned = clean_response(ResponseHead(status=200, headers=Headers(tuple(fields))))
     assert "secret" not in dict(cleaned.headers).values()
+
+
+def test_an_app_cannot_widen_the_reach_of_a_script_to_the_whole_host() -> None:
+    head = ResponseHead(status=200, headers=Headers((("service-worker-allowed", "/"),)))
+    assert "service-worker-allowed" not in names(clean_response(head))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("service-worker", "script"),
+        ("service-worker", " SCRIPT"),
+        ("service-worker", "whatever"),
+        ("sec-fetch-dest", "serviceworker"),
+        ("sec-fetch-dest", "ServiceWorker "),
+    ],
+)
+def test_a_request_for_the_script_of_a_service_worker_is_recognised(
+    field: tuple[str, str],
+) -> None:
+    assert is_service_worker(request(field))
+    assert not is_service_worker(request(("sec-fetch-dest", "script")))
 
 
 def test_strict_transport_security_is_ours() -> None:
