@@ -7,7 +7,7 @@ Patient, Encounter, Consent; search: http.html#search.
 Deny on doubt: what cannot be had is a failure, never "no consents"; an answer that is there but
 cannot be understood, or is not the whole one, counts as a consent that cannot be read, and as no
 relation. (Not as a failure: a broken consent must not keep an emergency out.) What was asked is
-kept for three seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
+kept for two seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
 at once; nobody is given the answer to a question that was asked longer ago, however slow the app.
 Nothing here decides.
 
@@ -53,7 +53,8 @@ _log = structlog.get_logger("gateway")
 
 type Fetch = Callable[[Route, RequestHead, bytes, int], Awaitable[Fetched | Failed]]
 
-KEPT_S: Final = 3.0
+#: Not longer than what passes in pieces goes unasked (`gateway.core.recheck.RECHECK_S`).
+KEPT_S: Final = 2.0
 #: Patients in one question to the app.
 BATCH: Final = 50
 MAX_PAGES: Final = 20

@@ -128,6 +128,7 @@ class Enforcement:
         self.sealer = sealer
         self.now = now
         self.trail = trail
+        self._opaque = opaque
         self._engine = in_force.engine
         self._enforceable = OPAQUE if opaque else ALL
         # What is not looked into carries at least the labels of everything in such a service.
@@ -141,6 +142,20 @@ class Enforcement:
         self._answers: dict[tuple[object, ...], Decision] = {}
         self._reads_ids = in_force.engine.reads_ids
         self._assertion: str | None = None
+
+    def anew(self, identified: Identified, *, in_force: InForce, now: float) -> Enforcement:
+        """The same exchange for questions of later: nothing is known yet, nothing was asked."""
+        return Enforcement(
+            head=self.head,
+            route=self.route,
+            identified=identified,
+            in_force=in_force,
+            sealer=self.sealer,
+            limits=self.limits,
+            trail=self.trail,
+            now=now,
+            opaque=self._opaque,
+        )
 
     # --- Facts and questions ----------------------------------------------------------------------
 

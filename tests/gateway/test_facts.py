@@ -258,7 +258,7 @@ async def test_a_withdrawn_consent_bites_within_three_seconds() -> None:
     facts = source(app, clock)
     await facts.load(FHIR, WHO, frozenset({"1"}))
     app.resources.append(consent("1"))
-    clock.at += 2.9
+    clock.at += 1.9
     early = await facts.load(FHIR, WHO, frozenset({"1"}))
     assert isinstance(early, Facts)
     assert early.consents["1"] == ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -657,30 +656,6 @@ def test_what_is_not_looked_into_is_at_least_as_sensitive_as_its_service() -> No
     world = World(who=fresh, answer=[SECRET])
     world.run(get("/a"), site(mood, page))
     assert world.status == 200
-
-
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_is_on_its_way_ends_soon_after_the_session(method: str) -> None:
-    class Leaving(World):
-        def _play(self, command: c.Command) -> c.Answer:
-            if isinstance(command, c.Identify) and self.names().count("Identify") > 1:
-                return NotIdentified(reason="revoked", credentials_given=True)
-            return super()._play(command)
-
-    pieces = [b"%d" % number for number in range(9)]
-    world = Leaving(body=pieces, answer=pieces)
-    times = iter(NOW + number / 2 for number in range(1000))
-    action: Literal["read", "create"] = "read" if method == "GET" else "create"
-    where = replace(pages(Pieces(Question(action=action, type="Page"))), clock=lambda: next(times))
-    headers = {"content_length": "9"} if method == "POST" else {}
-    summary = world.run(request(method, "/x", **headers), where)
-    assert summary.failure == "gateway.session_ended"
-    passed = world.sent if method == "GET" else world.uploaded
-    assert 0 < len(passed) < 9
-    if method == "GET":
-        assert world.asked[-2] == c.EndResponse(broken=True)
-    else:
-        assert world.outcomes()[0].end.outcome == "failed"
 
 
 def test_a_status_with_a_name_is_a_plain_number_in_the_log() -> None:
