@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,6 +64,9 @@ _AS_ROOT = (
 )
 
 WORKER = "havengate.gateway_process:load_worker"
+
+#: Nothing that the gateway makes is for others to read, whatever makes it.
+_OURS_ALONE = 0o077
 
 
 def foundations(settings: Configuration, keys: OpenKeys, log: LogClient) -> Foundations:
@@ -227,6 +230,24 @@ def serving_log(writer: LogWriter, path: Path) -> Iterator[None]:
         loop.close()
 
 
+@contextmanager
+def environment_of_children(variables: Mapping[str, str]) -> Iterator[None]:
+    """Tell what is started in the block, and take it back at the end.
+
+    A variable that stayed would send the next command of this process to this gateway's files.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = print) -> None:
     """Run the gateway until it is told to stop.
 
@@ -241,12 +262,14 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
     if gateway.outbound.apps:
         check_port(gateway.outbound.host, gateway.outbound.port, "gateway.outbound.port")
     rules = len(load_in_force(settings.policies).engine.bundle.rules)
-    # Nothing that is made from here on is for others to read, whatever makes it.
-    os.umask(0o077)
     if os.geteuid() == 0:
         _log.warning("gateway.runs_as_root", message=_AS_ROOT)
-    os.environ[FILE_VARIABLE] = str(file.resolve())
     with ExitStack() as stack:
+        # Whoever shares this process afterwards gets it back as it was.
+        stack.callback(os.umask, os.umask(_OURS_ALONE))
+        numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
+        told = {FILE_VARIABLE: str(file.resolve()), metrics.DIRECTORY_VARIABLE: numbers}
+        stack.enter_context(environment_of_children(told))
         program = stack.enter_context(open_program(settings, os.environ))
         if program.log.writer is None:
             raise AuditConfigurationError(
@@ -256,8 +279,6 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
         _open_directory_once(settings)
         shown = server_certificate(settings, program.keys)
         stack.enter_context(serving_log(program.log.writer, Path(settings.audit.socket)))
-        numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
-        os.environ[metrics.DIRECTORY_VARIABLE] = numbers
         outbound = stack.enter_context(way_out(settings, os.environ))
         admin = Admin(
             port=gateway.admin_port,

@@ -389,6 +389,18 @@ def test_an_expired_certificate_is_named_with_its_dates(home: Path) -> None:
     assert "so not today. Renew it" in line
 
 
+def test_up_that_was_refused_leaves_no_trace_in_its_process(home: Path) -> None:
+    certificate(home, days=-3)
+    before = dict(os.environ)
+    mask = os.umask(0o022)
+    try:
+        assert refused(home, "up")[0] == 2
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(mask)
+    assert dict(os.environ) == before
+
+
 @pytest.mark.parametrize("missing", ["own.pem", "own.key"])
 def test_a_certificate_or_key_that_is_missing_is_named(home: Path, missing: str) -> None:
     certificate(home, days=30)

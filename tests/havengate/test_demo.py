@@ -116,6 +116,7 @@ def test_an_export_whose_reader_goes_away_still_has_its_outcome_in_the_log(
         timeout=120,
         check=False,
     )
+    assert done.stdout, done.stderr
     assert json.loads(done.stdout)["resourceType"] == "AuditEvent"
     assert "Traceback" not in done.stderr
     assert run_json(home, "audit", "verify")["dangling_count"] == 0
