@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPSConnection
+from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -91,6 +93,17 @@ class Visitor:
     def get(self, target: str, **headers: str) -> Answer:
         """Read."""
         return self.ask("GET", target, headers=headers)
+
+    @contextmanager
+    def receiving(self, target: str) -> Iterator[HTTPResponse]:
+        """Read an answer while it comes, over a connection of its own."""
+        connection = HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        try:
+            connection.request("GET", target, headers={"cookie": cookie})
+            yield connection.getresponse()
+        finally:
+            connection.close()
 
     def post(self, target: str, body: Any, **headers: str) -> Answer:
         """Write."""

@@ -253,7 +253,7 @@ async def test_an_id_that_is_none_reaches_no_url_and_is_denied(strange: str) -> 
     assert [one.readable for one in facts.consents[strange]] == [False]
 
 
-async def test_a_withdrawn_consent_bites_within_three_seconds() -> None:
+async def test_a_withdrawn_consent_bites_within_two_seconds() -> None:
     app, clock = App(), Clock()
     facts = source(app, clock)
     await facts.load(FHIR, WHO, frozenset({"1"}))
