@@ -19,7 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -57,14 +58,24 @@ def main() -> None:
     # Stopping from outside must stop what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started_at = time.monotonic()
+    played_before = (HOME / "var/gateway.sqlite3").exists()
     HOME.mkdir(parents=True, exist_ok=True)
     console.print("[bold]Havengate[/]: a gateway in front of a clinic that knows nothing of it\n")
     with ExitStack() as stack:
         ports = free_ports(usual=not words.any_ports)
         configure(ports)
-        stack.enter_context(clinic(ports["clinic"]))
-        base = stack.enter_context(gateway(ports))
-        people = accounts()
+        # Both at once: each has a second of its own to load, and the gateway waits for no app.
+        clinic = stack.enter_context(clinic_process(ports["clinic"]))
+        gateway = stack.enter_context(gateway_process())
+        clinic.wait_for(f"http://127.0.0.1:{ports['clinic']}/fhir/metadata")
+        say(
+            "the clinic",
+            f"24 synthetic patients at http://127.0.0.1:{ports['clinic']}, open to all",
+        )
+        gateway.wait_for(f"http://127.0.0.1:{ports['admin']}/readyz")
+        base = f"https://localhost:{ports['gateway']}"
+        say("the gateway", f"stands in front at {base}; keys, log and rules are ready")
+        people = accounts(played_before=played_before)
         visitors = sign_in(base, people)
         morning(visitors, base)
         verified = havengate("audit", "verify")
@@ -113,56 +124,61 @@ def configure(ports: dict[str, int]) -> None:
     shutil.copytree(EXAMPLE / "policies", HOME / "policies", dirs_exist_ok=True)
 
 
+class Started:
+    """A process on its way up. Its words go into a file."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self._name = name
+        self._log = HOME / f"{name}.log"
+        with self._log.open("wb") as words:
+            self._running = subprocess.Popen(
+                command,
+                stdout=words,
+                stderr=words,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+
+    def wait_for(self, ready: str) -> None:
+        """Return once `ready` answers. Ends the demo, with the process's words, if it does not."""
+        deadline = time.monotonic() + START_S
+        with console.status(f"starting the {self._name} …"):
+            while not answers(ready):
+                if self._running.poll() is not None or time.monotonic() > deadline:
+                    console.print(escape(self._log.read_text(errors="replace")[-2000:]))
+                    raise SystemExit(f"The {self._name} did not start; see {self._log}.")
+                time.sleep(0.1)
+
+    def end(self) -> None:
+        """Let it end by itself; if it does not, make it."""
+        self._running.terminate()
+        try:
+            self._running.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self._running.kill()
+
+
 @contextmanager
-def clinic(port: int) -> Iterator[None]:
+def process(name: str, command: list[str]) -> Iterator[Started]:
+    """A process that is gone at the end."""
+    started = Started(name, command)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def clinic_process(port: int) -> AbstractContextManager[Started]:
     """The app behind, with its people loaded anew."""
-    database = HOME / "clinic.sqlite3"
     for leftover in HOME.glob("clinic.sqlite3*"):
         leftover.unlink()
     command = [sys.executable, "-m", "examples.clinic", "--port", str(port)]
-    command += ["--database", str(database), "--load"]
-    with process("clinic", command, f"http://127.0.0.1:{port}/fhir/metadata"):
-        say("the clinic", f"24 synthetic patients at http://127.0.0.1:{port}, open to everybody")
-        yield
+    return process("clinic", [*command, "--database", str(HOME / "clinic.sqlite3"), "--load"])
 
 
-@contextmanager
-def gateway(ports: dict[str, int]) -> Iterator[str]:
+def gateway_process() -> AbstractContextManager[Started]:
     """`havengate up` in front of it."""
-    command = [*HAVENGATE, "up"]
-    with process("gateway", command, f"http://127.0.0.1:{ports['admin']}/readyz"):
-        base = f"https://localhost:{ports['gateway']}"
-        say("the gateway", f"stands in front at {base}; keys, log and rules are ready")
-        yield base
-
-
-@contextmanager
-def process(name: str, command: list[str], ready: str) -> Iterator[None]:
-    """A process that is up when `ready` answers, and gone at the end. Its words go into a file."""
-    log = HOME / f"{name}.log"
-    with console.status(f"starting the {name} …"), log.open("wb") as words:
-        running = subprocess.Popen(
-            command,
-            stdout=words,
-            stderr=words,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + START_S
-        while not answers(ready):
-            if running.poll() is not None or time.monotonic() > deadline:
-                running.kill()
-                console.print(escape(log.read_text(errors="replace")[-2000:]))
-                raise SystemExit(f"The {name} did not start; its words are in {log}.")
-            time.sleep(0.1)
-    try:
-        yield
-    finally:
-        running.terminate()
-        try:
-            running.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            running.kill()
+    return process("gateway", [*HAVENGATE, "up"])
 
 
 def answers(url: str) -> bool:
@@ -193,15 +209,22 @@ def havengate(*words: str) -> str:
     return done.stdout
 
 
-def accounts() -> dict[str, dict[str, str]]:
+def accounts(*, played_before: bool) -> dict[str, dict[str, str]]:
     """One account for each of `PEOPLE`, with a second factor: made, or given a new password."""
-    made = {}
     with console.status("making accounts …"):
-        listed = json.loads(havengate("users", "list", "--json"))
+        listed = json.loads(havengate("users", "list", "--json")) if played_before else []
         known = {account["name"] for account in listed}
-        for name, details in PEOPLE.items():
-            words = ("reset", name) if name in known else ("add", name, *details)
-            made[name] = json.loads(havengate("users", *words, "--print-second-factor", "--json"))
+
+        def make(name: str) -> dict[str, str]:
+            words = ("reset", name) if name in known else ("add", name, *PEOPLE[name])
+            made: dict[str, str] = json.loads(
+                havengate("users", *words, "--print-second-factor", "--json")
+            )
+            return made
+
+        # Most of a command's time is spent on loading libraries.
+        with ThreadPoolExecutor() as several:
+            made = dict(zip(PEOPLE, several.map(make, PEOPLE), strict=True))
     say("accounts", f"{', '.join(PEOPLE)}, each with a password and a second factor")
     return made
 
