@@ -285,6 +285,30 @@ def test_init_asks_four_questions_on_a_terminal(tmp_path: Path) -> None:
     assert "port = 9443" in written
 
 
+def test_init_asks_again_only_what_was_answered_wrongly(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "havengate", "init"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as asked:
+        os.close(theirs)
+        os.write(ours, b"ftp://records\n127.0.0.1:9000\nclinic\nmood\nxml\n\nmany\n9443\n")
+        said, _ = asked.communicate(timeout=60)
+    os.close(ours)
+    text = said.decode()
+    assert asked.returncode == 0, text
+    for question in ("Address of your app", "What is it?", "Does it speak FHIR?", "Port for"):
+        assert text.count(question) == 2, question
+    written = (tmp_path / "havengate.toml").read_text(encoding="utf-8")
+    assert 'upstream = "http://127.0.0.1:9000"' in written
+    assert 'kind = "mood"' in written
+    assert "port = 9443" in written
+
+
 # --- The file -------------------------------------------------------------------------------------
 
 
