@@ -37,7 +37,7 @@ USUAL = route(*(RuleSettings(**_ | {"id": ""}) for _ in (
 class Upserting:
     """An app that takes a POST with the id of a record for a change of it, and so for a PUT."""
 
-    def __init__(self, key: str = "nr", **records: dict[str, Any]) -> None:
+    def __init__(self, key: str = "nr", /, **records: Any) -> None:
         self.key = key
         self.records = records
 
