@@ -39,7 +39,7 @@ from gateway.frontends.serve import check_certificate, serve
 from gateway.identity.directory import Directory
 from gateway.routes import compile_routes
 from gateway.settings import GatewaySettings
-from havengate.checking import check_files, readiness
+from havengate.checking import check_files, readiness, upstream_problem
 from havengate.configuration import FILE_VARIABLE, Configuration, load
 from havengate.operational_log import configure
 from havengate.outbound_process import check_outbound, way_out
@@ -289,8 +289,12 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
         say(f"Havengate stands at {public_url(gateway)} with {rules} rules, in front of:")
         for route in gateway.routes:
             say(f"  {route.host or '*'}{route.path}  →  {route.upstream}  ({route.kind})")
+            wrong = upstream_problem(route)
+            if wrong is not None:
+                say(f"    not reached: {wrong}")
         if shown.ca is not None:
             say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
+        say("It speaks https:// only: an address that begins with http:// gets an empty answer.")
         if outbound is not None:
             say(outbound.says)
         say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -185,7 +186,7 @@ class Courses:
     Paths that end in `/slow` wait until `go` is set; `/trickle` goes on until `dry` is set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.asked: list[tuple[str, str]] = []
         self.go = threading.Event()
         self.dry = threading.Event()
@@ -227,11 +228,16 @@ class Courses:
                 # Whoever waited too long has hung up.
                 try:
                     super().handle_one_request()
-                except (BrokenPipeError, ConnectionResetError):
+                except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                     self.close_connection = True
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            # A handshake that fails ends in the thread of its connection.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
