@@ -294,7 +294,7 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
                 say(f"    not reached: {wrong}")
         if shown.ca is not None:
             say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
-        say("It speaks https:// only: an address that begins with http:// gets an empty answer.")
+        say("It speaks https:// only: an address that begins with http:// gets no page.")
         if outbound is not None:
             say(outbound.says)
         say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")
