@@ -305,7 +305,8 @@ class _Exchange:
             bytes_out=int(length) if length is not None and length.isdecimal() else None,
         )
         self.answering, self.status = True, answer.status
-        if (yield StartResponse(head=head)) is Signal.GONE:
+        if (yield StartResponse(head=head)) is not Signal.DONE:
+            self.failure = "gateway.client_gone"
             return
         yield from self._download(recheck)
 
@@ -361,7 +362,7 @@ class _Exchange:
                 yield from self._record_cut(ended)
                 yield EndResponse(broken=True)
                 return
-            if (yield Release(data=piece)) is Signal.GONE:
+            if (yield Release(data=piece)) is not Signal.DONE:
                 self.failure = "gateway.client_gone"
                 return
 
