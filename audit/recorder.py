@@ -21,6 +21,7 @@ import asyncio
 import ipaddress
 import uuid
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 from audit.entry import encode_entry, encode_parts
@@ -373,6 +374,7 @@ class _Draft:
         return self.sealed[self.act.tenant, CLIENT_FIELD, who.person or "", address]
 
 
+@lru_cache(maxsize=1024)
 def _address(text: str) -> str:
     """Return the usual form of an IP address; a link-local zone says nothing to a reader."""
     try:

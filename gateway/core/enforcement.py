@@ -11,7 +11,7 @@ of the answer `know`, `ask`, `release` or `withhold`. Before `begin` only readin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -72,12 +72,26 @@ class RefusedError(Exception):
 class Sealer(Protocol):
     """Seals and opens, without I/O once keys are loaded. Raises a `KeysError`."""
 
+    @property
+    def generation(self) -> int:
+        """Another number whenever keys were forgotten: then forget what was made with them."""
+        ...
+
     def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
         """Seal one element for a person (`Patient/7`)."""
         ...
 
     def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
         """Open one. Raises `PersonErasedError`, or `UnsealError` if it is not authentic."""
+        ...
+
+    def opener(
+        self, *, person: str, service: str, sealed: Sequence[tuple[str, str]]
+    ) -> Callable[[], list[bytes]]:
+        """What opens these elements (`field`, `text`) anew at each call, as `unseal` does.
+
+        Good until `generation` changes; raises as `unseal`, for all of them together.
+        """
         ...
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:

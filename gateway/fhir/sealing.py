@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -52,16 +52,23 @@ _SEALED_DIV: Final = re.compile(r"\s*<div[^>]{0,256}>\s*(hg1\.[A-Za-z0-9._-]+)\s
 type Tree = Node[FieldSettings]
 
 
+class Unsealer(Protocol):
+    """The part of a `Sealer` that opens."""
+
+    def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
+        """See `Sealer.unseal`."""
+        ...
+
+
 class Walker:
     """Rewrites the elements that a tree leads to. Unchanged parts are shared, nothing is mutated.
 
     `protected` and `strange` say what happens; each direction has its own.
     """
 
-    def __init__(self, *, person: str, service: str, sealer: Sealer) -> None:
+    def __init__(self, *, person: str, service: str) -> None:
         self._person = person
         self._service = service
-        self._sealer = sealer
 
     def rewrite(self, at: Json, tree: Tree, depth: int = 0) -> Json:
         """The object with everything below it rewritten."""
@@ -120,7 +127,8 @@ class Protecting(Walker):
     """Seals. `tokens` collects (search parameter, token) of what is indexed."""
 
     def __init__(self, *, person: str, service: str, sealer: Sealer, index: bool) -> None:
-        super().__init__(person=person, service=service, sealer=sealer)
+        super().__init__(person=person, service=service)
+        self._sealer = sealer
         self._index = index
         self.tokens: set[tuple[str, str]] = set()
 
@@ -180,6 +188,10 @@ class Protecting(Walker):
 
 class Opening(Walker):
     """Opens. What is not sealed stays as it is: it was there before the gateway came."""
+
+    def __init__(self, *, person: str, service: str, sealer: Unsealer) -> None:
+        super().__init__(person=person, service=service)
+        self._sealer = sealer
 
     def protected(self, value: Any, sibling: Any, node: Tree, parent: Json) -> tuple[Any, Any]:
         """Open one element, or say that it is masked if the person was erased."""
