@@ -124,7 +124,7 @@ class Opened:
             form = _form(orjson.dumps(show(marked)), self.template.marks)
         except UnkeptError:
             return
-        if True:
+        if form.filled(self.values) == orjson.dumps(content):
             notices = (one.notice for one in obligations if isinstance(one, RedisclosureNotice))
             self.template.shown[obligations] = Form(
                 pieces=form.pieces, gaps=form.gaps, notices=frozenset(notices)
