@@ -19,8 +19,7 @@ import re
 from itertools import zip_longest
 from typing import Any, Final, Protocol
 
-import orjson
-
+from gateway import json_text
 from gateway.core.enforcement import Sealer
 from gateway.errors import UnsupportedError, UpstreamContentError
 from gateway.fhir.blind import stored_forms
@@ -170,7 +169,7 @@ class Protecting(Walker):
         return self._extension([value, sibling], f"{node.path}._")
 
     def _extension(self, value: Any, field: str) -> Json:
-        plaintext = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        plaintext = json_text.dumps(value, sort_keys=True)
         return {"extension": [{"url": SEALED_URL, "valueString": self._seal(plaintext, field)}]}
 
     def _seal(self, plaintext: bytes, field: str) -> str:
@@ -203,7 +202,7 @@ class Opening(Walker):
                     return plain, sibling
             if (text := sealed_in(value)) is not None:
                 opened = self._unseal(text, node.path)
-                value = orjson.loads(opened) if isinstance(value, dict) else opened.decode()
+                value = json_text.loads(opened) if isinstance(value, dict) else opened.decode()
         except PersonErasedError:
             return (MASKED, sibling) if isinstance(value, dict) else (None, MASKED)
         except (UnsealError, ValueError) as error:
@@ -273,5 +272,5 @@ def _unless_empty(new: list[Any], old: Any) -> Any:
 
 
 def _pair(plaintext: bytes) -> tuple[Any, Any]:
-    value, sibling = orjson.loads(plaintext)
+    value, sibling = json_text.loads(plaintext)
     return value, sibling

@@ -193,12 +193,12 @@ def test_a_change_names_no_other_record_than_its_path(method: str) -> None:
 
 def test_what_one_does_not_see_is_not_overwritten_by_a_post() -> None:
     rules = [
-        RuleSettings(path="/v/{id}", type="Encounter", patient="/patient", id="/nr"),
-        RuleSettings(path="/v", type="Encounter", patient="/patient", id="/nr",
+        RuleSettings(path="/v/{id}", type="Claim", patient="/patient", id="/nr"),
+        RuleSettings(path="/v", type="Claim", patient="/patient", id="/nr",
                      request_patient="/patient", methods=("POST",)),
     ]  # fmt: skip
     billing = someone("billing", purpose="HPAYMT")
-    record = {"patient": "1", "nr": "5", "reasonReference": "Condition/3"}
+    record = {"patient": "1", "nr": "5", "supportingInfo": "Condition/3"}
     app = Upserting(**{"5": record})
     site = route(*rules, kind="ehr")
     run(site, World(app=app), billing, "POST", "/v", {"patient": "1", "nr": "6"})
