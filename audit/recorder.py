@@ -310,9 +310,14 @@ class _Draft:
 
     def seal(self, sealer: PersonSealer) -> None:
         """Seal all names. Raises a `KeysError` if one cannot be: then nothing is appended."""
+        tenant = self.act.tenant
         for place, person, text in self.unsealed():
-            self.sealed[self.act.tenant, place, person, text] = sealer.seal_for_person(
-                tenant=self.act.tenant, person=person, field=place, plaintext=text.encode()
+            self.sealed[tenant, place, person, text] = (
+                sealer.name_for_person(tenant=tenant, person=person, field=place)
+                if text == person
+                else sealer.seal_for_person(
+                    tenant=tenant, person=person, field=place, plaintext=text.encode()
+                )
             )
 
     def encode(self) -> list[bytes]:

@@ -63,7 +63,10 @@ class Keyring:
         self._store = store
         # Bounded, and forgotten with the keys: the names of persons are in it.
         self._subject = lru_cache(maxsize=subjects)(self._make_subject)
-        store.call_when_emptied(self._subject.cache_clear)
+        self._names: dict[tuple[str, str, str], tuple[int, str]] = {}
+        self._most_names = subjects
+        self._emptied = 0
+        store.call_when_emptied(self._forget)
 
     @property
     def store(self) -> KeyStore:
@@ -194,6 +197,25 @@ class Keyring:
         context = FieldContext(tenant=tenant, person=person, service=AUDIT_SERVICE, field=field)
         return self.seal(context, plaintext)
 
+    def name_for_person(self, *, tenant: str, person: str, field: str) -> str:
+        """Seal the person's own name; the same text again while no key was forgotten.
+
+        It says no more than each new one would: the id of the person's key stands in all of them.
+        """
+        # Whoever was erased in another process must not be named by the key that is gone.
+        self._store.refresh()
+        emptied, key = self._emptied, (tenant, person, field)
+        kept = self._names.get(key)
+        if kept is not None and kept[0] == emptied:
+            return kept[1]
+        text = self.seal_for_person(
+            tenant=tenant, person=person, field=field, plaintext=person.encode()
+        )
+        if len(self._names) >= self._most_names:
+            self._names.clear()
+        self._names[key] = emptied, text
+        return text
+
     def open_for_person(self, *, tenant: str, field: str, text: str) -> bytes:
         """Open a text from `seal_for_person` without knowing whose it is. Raises like `unseal`."""
         return self.open_for_owner(tenant=tenant, service=AUDIT_SERVICE, field=field, text=text)
@@ -232,6 +254,11 @@ class Keyring:
     def erasure_subject(self, tenant: str, person: str) -> str:
         """Return a tag by which a repeated erasure finds the first: no row of any backup has it."""
         return self._tag(_SUBJECT_LABEL, tenant, person)
+
+    def _forget(self) -> None:
+        self._emptied += 1
+        self._subject.cache_clear()
+        self._names.clear()
 
     def _make_subject(self, tenant: str, person: str) -> Subject:
         check_name("tenant", tenant)
