@@ -61,6 +61,11 @@ class Trail:
         self._broke_glass = False
 
     @property
+    def knows_who(self) -> bool:
+        """Whether somebody is named who has signed in."""
+        return self._who.kind != "anonymous"
+
+    @property
     def types(self) -> frozenset[str]:
         """Types of records that were touched."""
         return frozenset(name.partition("/")[0] for name in self._resources)

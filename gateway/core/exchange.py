@@ -153,6 +153,8 @@ class _Exchange:
             yield from self._attempt()
         except RefusedError as refused:
             yield from self._refuse(refused.denied, hide=refused.hide)
+        except BadRequestError as error:
+            yield from self._not_understood(error)
         except GatewayError as error:
             yield from self._fail(error.code, _refusal(error))
         except KeysError as error:
@@ -448,6 +450,15 @@ class _Exchange:
         if self.trail is not None:
             self.trail.denied(denied)
         yield from self._denied(refusal, reason)
+
+    def _not_understood(self, error: BadRequestError) -> Steps[None]:
+        """Tell the client; and the log, if it is somebody known who tried before anything began."""
+        trail = self.trail
+        if trail is None or trail.begun is not None or not trail.knows_who:
+            yield from self._fail(error.code, _refusal(error))
+            return
+        self.failure = error.code
+        yield from self._denied(_refusal(error), error.code)
 
     def _unknown(self, who: NotIdentified) -> Steps[None]:
         refusal = answers.sign_in(who.challenge, given=who.credentials_given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway import json_text
@@ -73,6 +73,7 @@ def test_a_numeral_passes_as_it_was_written(text: str, form: str) -> None:
         assert numerals(write(read(whole.encode())).decode()) == numerals(whole)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts())
 @example("[-0]")
 @example("[0.10]")
@@ -88,6 +89,7 @@ def test_every_numeral_of_every_text_passes_byte_by_byte(text: str) -> None:
         assert read(again) == value
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NUMERAL)
 def test_what_the_search_passes_over_is_written_by_the_fast_way_as_it_was_read(text: str) -> None:
     raw = f'{{"a":{text}}}'.encode()

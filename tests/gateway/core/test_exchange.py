@@ -7,7 +7,7 @@ from dataclasses import replace
 from http import HTTPStatus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core import commands as c
@@ -357,6 +357,41 @@ def test_refuses(head: RequestHead, status: int) -> None:
     assert SECRET not in world.sent
 
 
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (get("/never"), "gateway.unsupported"),
+        (get("/Observation/7", content_length="3"), "gateway.bad_request"),
+    ],
+)
+def test_what_somebody_known_asked_for_and_nobody_may_have_is_in_the_log(
+    head: RequestHead, reason: str
+) -> None:
+    world = treating()
+    summary = world.run(head, records())
+    act, end = world.intents()[0].act, world.outcomes()[0].end
+    assert (act.decision, act.reason, act.who.person) == ("deny", reason, "Practitioner/1")
+    assert (end.outcome, end.status, end.reason) == ("denied", world.status, reason)
+    assert world.names()[-1] == "Respond"
+    assert (summary.failure, summary.decision) == (reason, "deny")
+    # Strangers write nothing by being misunderstood.
+    stranger = World(who=NotIdentified(reason="no_credentials"))
+    stranger.run(head, records(OneRecord(public=True)))
+    assert [one.act.reason for one in stranger.intents()] in ([], ["no_credentials"])
+
+
+def test_what_cannot_be_logged_is_not_even_told_to_be_unsupported() -> None:
+    class Mute(World):
+        def _play(self, command: c.Command) -> c.Answer:
+            if isinstance(command, c.RecordIntent):
+                return Failed(code="audit.down")
+            return super()._play(command)
+
+    world = Mute(app=app)
+    world.run(get("/never"), records())
+    assert world.status == 503
+
+
 def test_no_script_of_an_app_comes_to_stand_in_front_of_a_host() -> None:
     world = World(answer=[b"self.onfetch = steal"])
     world.run(get("/sw.js", service_worker="script"), pages())
@@ -488,6 +523,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(bounds)]
 
 
+@settings(deadline=None)
 @given(
     up=st.binary(min_size=1, max_size=200),
     down=st.binary(max_size=200),

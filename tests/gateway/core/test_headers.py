@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.headers import (
@@ -143,6 +143,7 @@ def test_http_2_may_say_te_trailers_and_needs_no_host() -> None:
     check_request(RequestHead(method="GET", authority="a.example", path="/", http_version="2"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), max_size=6))
 def test_what_passes_the_check_has_only_tokens_and_no_control_characters(
     fields: list[tuple[str, str]],
@@ -164,6 +165,7 @@ _OURS = st.sampled_from(["havengate-", "x-havengate-"]).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(_OURS, st.booleans())
 def test_the_gateways_own_names_never_pass_either_way(name: str, underscores: bool) -> None:  # noqa: FBT001
     name = name.replace("-", "_") if underscores else name
