@@ -7,6 +7,7 @@ What they do is elsewhere: `gateway.first_configuration` writes, `gateway.checks
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,12 +87,24 @@ def _init(commands: GatewayCommands) -> Callable[..., None]:
         first = FirstApp(upstream=address, kind=chosen, content=speaks, port=number)
         path.write_text(write_first(first), encoding="utf-8")
         typer.echo(f"Wrote {path}. Next:")
-        typer.echo("  havengate check                        says what is wrong, if anything is")
-        role = suggested_role(chosen)
-        typer.echo(f"  havengate users add NAME --role {role}    makes the first account")
-        typer.echo("  havengate up                           starts the gateway")
+        name = _as_typed(sys.argv[0])
+        steps = {
+            f"{name} check": "says what is wrong, if anything is",
+            f"{name} users add NAME --role {suggested_role(chosen)}": "makes the first account",
+            f"{name} up": "starts the gateway",
+        }
+        width = max(map(len, steps))
+        for command, does in steps.items():
+            typer.echo(f"  {command:<{width}}    {does}")
 
     return init
+
+
+def _as_typed(program: str) -> str:
+    """The command as it can be typed again: with its folder, if it is not found without."""
+    if Path(program).name != "havengate" or shutil.which("havengate") == program:
+        return "havengate"
+    return program
 
 
 def _port(text: str) -> int:

@@ -2,7 +2,7 @@
 
 The parent starts the embedded key server, is the one writer of the log, renews the certificate and
 answers health and metrics. Workers (`load_worker`, by import string) join the key server, hand
-their entries to the writer's socket, and serve. All read the same configuration file.
+their entries to the writer's socket, and serve. All have the configuration that the parent read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 from cryptography import x509
 
@@ -37,7 +38,7 @@ from gateway.frontends.admin import Admin
 from gateway.frontends.ingress import Ingress
 from gateway.frontends.serve import check_certificate, serve
 from gateway.identity.directory import Directory
-from gateway.routes import compile_routes
+from gateway.routes import OWN_PREFIX, compile_routes
 from gateway.settings import GatewaySettings
 from havengate.checking import check_files, readiness, upstream_problem
 from havengate.configuration import FILE_VARIABLE, Configuration, load
@@ -91,7 +92,7 @@ def foundations(settings: Configuration, keys: OpenKeys, log: LogClient) -> Foun
 
 
 def load_worker() -> Ingress:
-    """Build one worker's application, from the file that the parent named."""
+    """Build one worker's application, from what the parent hands down."""
     configure()
     settings = load(Path(os.environ[FILE_VARIABLE]), os.environ)
     held = ExitStack()
@@ -145,10 +146,55 @@ def check_port(host: str, port: int, setting: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise GatewayConfigurationError(
-                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what does, or give "
-                f"{setting} another number."
-            ) from error
+            raise _taken(host, port, setting, error) from error
+
+
+@contextmanager
+def holding_port(host: str, port: int, setting: str) -> Iterator[None]:
+    """Keep the port for this gateway's own workers.
+
+    They share it among themselves (`SO_REUSEPORT`), and so could those of another gateway of the
+    same user: half of all connections would then meet other rules. Whoever binds without that
+    option, as each gateway does here before its workers, is refused for as long as this is held.
+    Raises `GatewayConfigurationError`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as held:
+        # Only so that connections of a gateway that has just ended are not in the way.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            raise _taken(host, port, setting, error) from error
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+
+
+def _taken(host: str, port: int, setting: str, error: OSError) -> GatewayConfigurationError:
+    return GatewayConfigurationError(
+        f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what does, or give "
+        f"{setting} another number."
+    )
+
+
+@contextmanager
+def handed_down(settings: Configuration, file: Path) -> Iterator[None]:
+    """Keep the configuration for workers that start later: the one that was checked at the start.
+
+    Whoever edits the operator's file meanwhile changes nothing until the next start, and never has
+    one gateway run by two configurations. `file` is written for our own user alone.
+    """
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:
+        written.write(msgspec.json.encode(settings))
+    fresh.replace(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,13 +297,13 @@ def environment_of_children(variables: Mapping[str, str]) -> Iterator[None]:
 def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = print) -> None:
     """Run the gateway until it is told to stop.
 
-    `file` is read again by each worker. Raises whatever cannot be mended by waiting, before the
-    first connection is taken: a `KeysError`, `AuditError`, `PoliciesError` or `GatewayError`.
+    `file` is read by nobody after this: workers get what was read. Raises whatever cannot be
+    mended by waiting, before the first connection is taken: a `KeysError`, `AuditError`,
+    `PoliciesError` or `GatewayError`.
     """
     gateway = settings.gateway
     check_settings(gateway)
     check_files(settings, file)
-    check_port(gateway.host, gateway.port, "gateway.port")
     check_port("127.0.0.1", gateway.admin_port, "gateway.admin_port")
     if gateway.outbound.apps:
         check_port(gateway.outbound.host, gateway.outbound.port, "gateway.outbound.port")
@@ -267,8 +313,10 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
     with ExitStack() as stack:
         # Whoever shares this process afterwards gets it back as it was.
         stack.callback(os.umask, os.umask(_OURS_ALONE))
+        stack.enter_context(holding_port(gateway.host, gateway.port, "gateway.port"))
         numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
-        told = {FILE_VARIABLE: str(file.resolve()), metrics.DIRECTORY_VARIABLE: numbers}
+        started_with = Path(f"{settings.audit.socket}.configuration.json")
+        told = {FILE_VARIABLE: str(started_with), metrics.DIRECTORY_VARIABLE: numbers}
         stack.enter_context(environment_of_children(told))
         program = stack.enter_context(open_program(settings, os.environ))
         if program.log.writer is None:
@@ -276,6 +324,8 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
                 "Another process writes this log, so a gateway is running on this configuration "
                 "already. Stop it, or give this one an audit.directory of its own."
             )
+        # Not before: another gateway on this configuration would have its own overwritten.
+        stack.enter_context(handed_down(settings, started_with))
         _open_directory_once(settings)
         shown = server_certificate(settings, program.keys)
         stack.enter_context(serving_log(program.log.writer, Path(settings.audit.socket)))
@@ -294,7 +344,8 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
                 say(f"    not reached: {wrong}")
         if shown.ca is not None:
             say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
-        say("It speaks https:// only: an address that begins with http:// gets no page.")
+        own = f"{public_url(gateway).rstrip('/')}{OWN_PREFIX}"
+        say(f"People sign in at {own} (https only: what begins with http:// gets no page)")
         if outbound is not None:
             say(outbound.says)
         say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")

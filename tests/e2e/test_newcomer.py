@@ -128,6 +128,8 @@ def test_init_check_and_up_work_at_the_first_try_in_an_empty_folder(app: Courses
         told = init(home, app, port)
         assert "havengate check" in told
         assert "havengate up" in told
+        steps = [line for line in told.splitlines() if line.startswith("  ")]
+        assert len({line.rindex("  ") for line in steps}) == 1, told
         (home / "rules").mkdir()
         add(home, '[policies]\ndirectory = "rules"\n')
         gateway = Gateway(home, port=port, admin_port=port + 1)
