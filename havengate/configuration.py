@@ -71,11 +71,17 @@ def load(path: Path | None, environ: Mapping[str, str], *, needed: bool = False)
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            # What a gateway hands down to its own processes.
+            return dict(msgspec.json.decode(text, type=dict[str, Any]))
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(
             f"Cannot read {path}: {error.strerror}. Name the right file with --config."
         ) from error
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path} is not valid JSON: {error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
 
