@@ -342,10 +342,7 @@ def a_break_in_is_refused(base: str) -> None:
 def break_glass_opens_one_record(dorn: Visitor) -> None:
     """With a reason, for one patient, for an hour; and somebody will look at it afterwards."""
     expect(dorn.get("/fhir/Patient/3"), 403)
-    dorn.form(
-        "break-glass",
-        {"patient": "3", "reason": "Found unconscious at the station, no card", "minutes": "60"},
-    )
+    dorn.break_glass("3", "Found unconscious at the station, no card", 60)
     expect(dorn.get("/fhir/Patient/3"), 200)
     expect(dorn.get("/fhir/Patient/6"), 403)
     say("break-glass", "Dr Dorn opens Patient/3 with a reason, for an hour; Patient/6 stays closed")

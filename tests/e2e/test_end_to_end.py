@@ -219,7 +219,7 @@ def test_break_glass_opens_one_record_until_it_is_closed_and_is_reviewed(
 ) -> None:
     expect(dorn.get("/fhir/Patient/3"), 403)
     reason = "Found unconscious at the station"
-    dorn.form("break-glass", {"patient": "3", "reason": reason, "minutes": "30"})
+    dorn.break_glass("3", reason, 30)
     record = expect(dorn.get("/fhir/Patient/3"), 200)
     expect(dorn.get("/fhir/Patient/6"), 403)
     answer = dorn.ask("PUT", "/fhir/Patient/3", body=record)
