@@ -1,8 +1,9 @@
-"""`havengate audit`: verify, prove, search, export, rebuild-index, prune, status, witness.
+"""`havengate audit`: verify, prove, search, export, prune, status, witness and what goes with them.
 
 The commands only ask and print. The program root calls `build` with an `AuditCommands`, whose
-functions open things when a command needs them: `verify` and `prove` with `--log` and `--key` read
-no configuration and open no key server, so they work on any machine that holds a copy of the log.
+functions open things when a command needs them: `verify` and `prove` with `--log` and `--key`, and
+`verify-proof` with `--key`, read no configuration and open no key server, so they work on any
+machine that holds a copy of the log, or the proof.
 Errors pass through to the root, which prints them. Exit codes: 0 done, 1 a problem was found or the
 command was refused, 2 wrong command line or configuration, 3 something is not available.
 """
@@ -32,11 +33,11 @@ from audit.cli_shared import (
     read_file,
     write_file,
 )
-from audit.cli_views import print_report, report_object
+from audit.cli_views import print_proof, print_report, proof_object, report_object
 from audit.errors import AuditConfigurationError, LogTamperedError, MalformedQueryError
 from audit.export.csv import rfc3339
-from audit.index import AuditIndex
 from audit.note import VerifierKey
+from audit.proof import parse_proof, verify_proof
 from audit.proof import prove as make_proof
 from audit.reader import LogReader
 from audit.recovery import read_checkpoint
@@ -53,6 +54,7 @@ def build(commands: AuditCommands) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, help="The log: verify, prove, search, export it.")
     _add_verify(app, commands)
     _add_prove(app, commands)
+    _add_verify_proof(app, commands)
     add_search(app, commands)
     add_export(app, commands)
     add_rebuild(app, commands)
@@ -153,6 +155,35 @@ def _add_prove(app: typer.Typer, commands: AuditCommands) -> None:
             typer.echo(f"Entry {index} is in {signed.checkpoint.origin} of {size}: {output}")
 
 
+def _add_verify_proof(app: typer.Typer, commands: AuditCommands) -> None:
+    @app.command("verify-proof")
+    def verify_proof_command(
+        file: Annotated[Path, typer.Argument(help="A proof file that `prove` made.")],
+        *,
+        entry: Annotated[
+            Path | None,
+            typer.Option(help="The entry's bytes, for a proof file that does not hold them."),
+        ] = None,
+        key: KeyOption = None,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Check a proof file, and show the entry that it proves. With --key it needs nothing else.
+
+        Exits with 1 if the proof does not fit the entry, or no given key signed its checkpoint.
+        """
+        proof = parse_proof(read_file(file))
+        proven = proof.extra if entry is None else read_file(entry)
+        if proven is None:
+            raise AuditConfigurationError(
+                f"{file} does not hold the entry that it proves: name its bytes with --entry."
+            )
+        signed = verify_proof(proof, proven, chosen_keys(commands, key))
+        if as_json:
+            print_json(proof_object(proof.index, proven, signed))
+        else:
+            print_proof(proof.index, proven, signed)
+
+
 def _add_prune(app: typer.Typer, commands: AuditCommands) -> None:
     @app.command("prune")
     def prune_command(
@@ -181,6 +212,8 @@ def _add_prune(app: typer.Typer, commands: AuditCommands) -> None:
         if yes and plan.count:
             with commands.open_program() as program:
                 removed = prune(plan, log, program.appender, now_s=now_s)
+            from audit.index import AuditIndex
+
             with AuditIndex(settings.index_url) as index:
                 index.forget(plan.retained_from)
         found = {
@@ -212,6 +245,8 @@ def _add_status(app: typer.Typer, commands: AuditCommands) -> None:
             "first": first_kept(reader.directory),
         }
         if log is None:
+            from audit.index import AuditIndex
+
             with AuditIndex(commands.settings().index_url) as index:
                 found["indexed"] = index.position()
         if as_json:

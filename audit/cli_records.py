@@ -24,14 +24,10 @@ from audit.cli_shared import (
     progress_bar,
     refresh_index,
 )
-from audit.cli_views import (
-    exchange_line,
-    page_object,
-)
+from audit.cli_views import exchange_line, page_object, print_headings
 from audit.criteria import Criteria, parse_words
 from audit.errors import AuditConfigurationError
 from audit.export import FORMATS, Export, run_export
-from audit.index import AuditIndex
 from audit.note import VerifierKey
 from audit.reader import LogReader
 from audit.recorder import Act, End, Who
@@ -58,15 +54,21 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
         patient: Annotated[str | None, typer.Option(help="Whose record: Patient/123.")] = None,
         since: Annotated[str | None, typer.Option(help="2027-01-31 or with a time; UTC.")] = None,
         until: Annotated[str | None, typer.Option(help="Exclusive.")] = None,
-        rule: Annotated[str | None, typer.Option()] = None,
-        label: Annotated[str | None, typer.Option()] = None,
-        outcome: Annotated[str | None, typer.Option()] = None,
-        decision: Annotated[str | None, typer.Option()] = None,
-        action: Annotated[str | None, typer.Option()] = None,
-        service: Annotated[str | None, typer.Option()] = None,
-        request: Annotated[str | None, typer.Option()] = None,
+        rule: Annotated[
+            str | None, typer.Option(help="A rule that decided: role.nurse.read.")
+        ] = None,
+        label: Annotated[
+            str | None, typer.Option(help="A sensitivity label of what was seen: PSY, ETHUD.")
+        ] = None,
+        outcome: Annotated[str | None, typer.Option(help="success, denied, failed.")] = None,
+        decision: Annotated[str | None, typer.Option(help="allow or deny.")] = None,
+        action: Annotated[str | None, typer.Option(help="read, search, create, admin, …")] = None,
+        service: Annotated[str | None, typer.Option(help="Name of a route of the gateway.")] = None,
+        request: Annotated[
+            str | None, typer.Option(help="Id of one exchange, as `verify` shows it.")
+        ] = None,
         tenant: TenantOption = None,
-        limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+        limit: Annotated[int, typer.Option(min=1, max=1000, help="Exchanges on a page.")] = 50,
         before: Annotated[int | None, typer.Option(help="Continue below this index.")] = None,
         show_names: Annotated[
             bool, typer.Option("--reveal", help="Open sealed names. This is recorded.")
@@ -80,8 +82,11 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
         """Search by person, patient, time, rule, label, outcome and more; newest first.
 
         The index finds, the log is shown. --verified proves what is shown, not that nothing is
-        left out: for that, rebuild-index first, or export, which reads the whole log.
+        left out: for that, rebuild-index first, or export, which reads the whole log. A person who
+        was erased cannot be searched for: nothing leads from the name to the entries any more.
         """
+        from audit.index import AuditIndex
+
         asked = Criteria(
             tenant=tenant or commands.tenant(),
             since_us=parse_time(since),
@@ -112,6 +117,7 @@ def add_search(app: typer.Typer, commands: AuditCommands) -> None:
         if as_json:
             print_json(page_object(page, names, verified=verified))
             return
+        print_headings(page.exchanges)
         for exchange, opened in zip(page.exchanges, names, strict=True):
             typer.echo(exchange_line(exchange, opened))
         if not page.exchanges:
@@ -180,6 +186,8 @@ def add_rebuild(app: typer.Typer, commands: AuditCommands) -> None:
     @app.command("rebuild-index")
     def rebuild_index(*, as_json: JSONOption = False) -> None:
         """Throw the search index away and make it anew from the log. Needs no key server."""
+        from audit.index import AuditIndex
+
         settings = commands.settings()
         log = LogReader(Path(settings.directory))
         # What is missing without having been pruned must not be missing from the index unawares.

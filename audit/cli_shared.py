@@ -1,6 +1,8 @@
 """What the commands of `havengate audit` share: what the program root gives them, options, helpers.
 
 Before: the program root, which makes an `AuditCommands`. After: `audit.cli`, `audit.cli_records`.
+Help and mistakes must not wait for libraries: a database or a progress bar is imported by whoever
+needs it, when he does.
 """
 
 from __future__ import annotations
@@ -13,11 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from audit.errors import AuditConfigurationError, MalformedQueryError
-from audit.index import AuditIndex
 from audit.note import VerifierKey
 from audit.reader import LogReader
 from audit.retention import first_kept
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from audit.index import AuditIndex
     from audit.ports import PersonSealer
     from audit.recorder import Appender, Recorder
     from audit.settings import AuditSettings
@@ -146,6 +146,9 @@ def refresh_index(index: AuditIndex, log: LogReader) -> int:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), BarColumn(), TimeRemainingColumn())
     with Progress(

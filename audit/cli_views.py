@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +14,7 @@ from audit.export.csv import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from audit.checkpoint import SignedCheckpoint
     from audit.pairing import Dangling
     from audit.search import Exchange, Names, Page
     from audit.verify import Report
@@ -71,6 +74,54 @@ def print_report(report: Report, retained_from: int) -> None:
         typer.echo(f"NOT SOUND    {report.problem_count} problems")
     else:
         typer.echo("Sound        every byte is what the checkpoint says")
+
+
+def proof_object(index: int, entry: bytes, signed: SignedCheckpoint) -> dict[str, Any]:
+    """`verify-proof --json`. An entry that is no JSON is another log's, and not shown."""
+    return {
+        "index": index,
+        "origin": signed.checkpoint.origin,
+        "size": signed.checkpoint.size,
+        "entry": _read(entry),
+    }
+
+
+def print_proof(index: int, entry: bytes, signed: SignedCheckpoint) -> None:
+    """`verify-proof` for people."""
+    typer.echo(
+        f"Proven: entry {index} is in {signed.checkpoint.origin} of {signed.checkpoint.size}"
+    )
+    found = _read(entry)
+    if found is None:
+        typer.echo(f"It is {len(entry)} bytes that are no JSON, so not an entry of Havengate's.")
+    else:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=True))
+
+
+def _read(entry: bytes) -> Any:
+    try:
+        return json.loads(entry)
+    except ValueError:
+        return None
+
+
+def print_headings(shown: Sequence[Exchange]) -> None:
+    """What the columns of `exchange_line` are, on a terminal: scripts count lines, or take JSON."""
+    if not shown or not sys.stdout.isatty():
+        return
+    time_width = len(rfc3339(shown[0].newest.time))
+    heads = (
+        f"{'entry':>9}",
+        f"{'time (UTC)':<{time_width}}",
+        f"{'outcome':<10}",
+        f"{'action':<8}",
+        "app",
+        "who (role)",
+        "records",
+        "[patients]",
+        "rules",
+    )
+    typer.secho("  ".join(heads), bold=True)
 
 
 def page_object(page: Page, names: Sequence[Names | None], *, verified: bool) -> dict[str, Any]:

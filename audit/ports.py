@@ -21,6 +21,10 @@ class PersonSealer(Protocol):
         """Return printable sealed text: the key's id stands in it, nothing about the person."""
         ...
 
+    def name_for_person(self, *, tenant: str, person: str, field: str) -> str:
+        """Seal the person's own name. May give the same text again while the person's key lives."""
+        ...
+
     def open_for_person(self, *, tenant: str, field: str, text: str) -> bytes:
         """Open a text from `seal_for_person` without knowing whose it is.
 

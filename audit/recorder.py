@@ -21,6 +21,7 @@ import asyncio
 import ipaddress
 import uuid
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 from audit.entry import encode_entry, encode_parts
@@ -309,9 +310,14 @@ class _Draft:
 
     def seal(self, sealer: PersonSealer) -> None:
         """Seal all names. Raises a `KeysError` if one cannot be: then nothing is appended."""
+        tenant = self.act.tenant
         for place, person, text in self.unsealed():
-            self.sealed[self.act.tenant, place, person, text] = sealer.seal_for_person(
-                tenant=self.act.tenant, person=person, field=place, plaintext=text.encode()
+            self.sealed[tenant, place, person, text] = (
+                sealer.name_for_person(tenant=tenant, person=person, field=place)
+                if text == person
+                else sealer.seal_for_person(
+                    tenant=tenant, person=person, field=place, plaintext=text.encode()
+                )
             )
 
     def encode(self) -> list[bytes]:
@@ -373,6 +379,7 @@ class _Draft:
         return self.sealed[self.act.tenant, CLIENT_FIELD, who.person or "", address]
 
 
+@lru_cache(maxsize=1024)
 def _address(text: str) -> str:
     """Return the usual form of an IP address; a link-local zone says nothing to a reader."""
     try:

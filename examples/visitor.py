@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPSConnection
+from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -49,6 +51,7 @@ class Visitor:
         self._context = ssl.create_default_context(cafile=str(ca_file))
         self._connection: HTTPSConnection | None = None
         self.cookies: dict[str, str] = {}
+        self._totp_uri = ""
 
     def ask(
         self,
@@ -92,6 +95,17 @@ class Visitor:
         """Read."""
         return self.ask("GET", target, headers=headers)
 
+    @contextmanager
+    def receiving(self, target: str) -> Iterator[HTTPResponse]:
+        """Read an answer while it comes, over a connection of its own."""
+        connection = HTTPSConnection(self._host, self._port, context=self._context, timeout=60)
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        try:
+            connection.request("GET", target, headers={"cookie": cookie})
+            yield connection.getresponse()
+        finally:
+            connection.close()
+
     def post(self, target: str, body: Any, **headers: str) -> Answer:
         """Write."""
         return self.ask("POST", target, body=body, headers=headers)
@@ -107,6 +121,7 @@ class Visitor:
         ticket = _TICKET.search(shown.text)
         if ticket is None:
             raise PermissionError(f"The password of {login} was refused ({shown.status}).")
+        self._totp_uri = totp_uri
         code = code_of(totp_uri, at)
         done = self._submit("sign-in/code", shown, {"ticket": ticket[1], "code": code})
         if done.status not in {302, 303}:
@@ -115,6 +130,11 @@ class Visitor:
     def step_up(self, totp_uri: str, *, at: int | None = None) -> Answer:
         """Show the second factor again."""
         return self.form("step-up", {"code": code_of(totp_uri, at)})
+
+    def break_glass(self, patient: str, reason: str, minutes: int) -> Answer:
+        """Open a record in an emergency. The code is not looked at just after the sign-in."""
+        asked = {"patient": patient, "reason": reason, "minutes": str(minutes)}
+        return self.form("break-glass", asked | {"code": code_of(self._totp_uri)})
 
     def close(self) -> None:
         """Drop the connection."""

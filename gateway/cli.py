@@ -7,6 +7,7 @@ What they do is elsewhere: `gateway.first_configuration` writes, `gateway.checks
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gateway.errors import GatewayConfigurationError
 from gateway.first_configuration import (
     KINDS,
     FirstApp,
+    check_content,
     check_kind,
     check_upstream,
     suggested_content,
@@ -64,32 +66,45 @@ def _init(commands: GatewayCommands) -> Callable[..., None]:
             raise GatewayConfigurationError(
                 f"{path} is there already and stays as it is. Edit it, or say --force."
             )
-        address = check_upstream(
-            upstream or _asked("Address of your app", "http://127.0.0.1:8080/fhir", "--upstream")
+        address = _answered(
+            upstream,
+            "--upstream",
+            "Address of your app",
+            "http://127.0.0.1:8080/fhir",
+            check_upstream,
         )
-        chosen = check_kind(kind or _asked(f"What is it? ({', '.join(KINDS)})", "ehr", "--kind"))
-        speaks = content or _asked(
-            "Does it speak FHIR? (fhir, opaque)", suggested_content(chosen), "--content"
+        chosen = _answered(kind, "--kind", f"What is it? ({', '.join(KINDS)})", "ehr", check_kind)
+        speaks = _answered(
+            content,
+            "--content",
+            "Does it speak FHIR? (fhir, opaque)",
+            suggested_content(chosen),
+            check_content,
         )
-        if speaks not in {"fhir", "opaque"}:
-            raise GatewayConfigurationError(f"Content is fhir or opaque, not “{speaks}”.")
-        number = _port(
-            str(port) if port else _asked("Port for people to come in by", "8443", "--port")
+        number = _answered(
+            str(port or ""), "--port", "Port for people to come in by", "8443", _port
         )
-        first = FirstApp(
-            upstream=address,
-            kind=chosen,
-            content="fhir" if speaks == "fhir" else "opaque",
-            port=number,
-        )
+        first = FirstApp(upstream=address, kind=chosen, content=speaks, port=number)
         path.write_text(write_first(first), encoding="utf-8")
         typer.echo(f"Wrote {path}. Next:")
-        typer.echo("  havengate check                        says what is wrong, if anything is")
-        role = suggested_role(chosen)
-        typer.echo(f"  havengate users add NAME --role {role}    makes the first account")
-        typer.echo("  havengate up                           starts the gateway")
+        name = _as_typed(sys.argv[0])
+        steps = {
+            f"{name} check": "says what is wrong, if anything is",
+            f"{name} users add NAME --role {suggested_role(chosen)}": "makes the first account",
+            f"{name} up": "starts the gateway",
+        }
+        width = max(map(len, steps))
+        for command, does in steps.items():
+            typer.echo(f"  {command:<{width}}    {does}")
 
     return init
+
+
+def _as_typed(program: str) -> str:
+    """The command as it can be typed again: with its folder, if it is not found without."""
+    if Path(program).name != "havengate" or shutil.which("havengate") == program:
+        return "havengate"
+    return program
 
 
 def _port(text: str) -> int:
@@ -98,13 +113,25 @@ def _port(text: str) -> int:
     raise GatewayConfigurationError(f"A port is a number from 1 to {_LAST_PORT - 1}, not “{text}”.")
 
 
-def _asked(question: str, default: str, option: str) -> str:
+def _answered[T](
+    given: str, option: str, question: str, default: str, check: Callable[[str], T]
+) -> T:
+    """The option's value, or what somebody at the terminal answers.
+
+    He is asked the same again until `check` takes it; what stood on the command line is not asked
+    about, and raises `GatewayConfigurationError`.
+    """
+    if given:
+        return check(given)
     if not sys.stdin.isatty():
         raise GatewayConfigurationError(
             f"Nobody is here to answer “{question}”. Give {option} on the command line."
         )
-    answer: str = typer.prompt(question, default=default)
-    return answer
+    while True:
+        try:
+            return check(str(typer.prompt(question, default=default)))
+        except GatewayConfigurationError as error:
+            typer.echo(str(error), err=True)
 
 
 def _up(commands: GatewayCommands) -> Callable[..., None]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from gateway.cli_tokens import add_commands
+
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from audit.recorder import Act, Begun, End
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.identity.passwords import Passwords
     from gateway.identity.records import Account
     from gateway.identity.totp import SecondFactors, SecretStore
+    from gateway.settings import IdentityProviderSettings
     from keys.ports import Clock
 
 JSONOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -57,7 +60,8 @@ class BlockingRecorder(Protocol):
 class UsersProgram:
     """What one command works with. `actor` is who runs it, for the log.
 
-    `roles` are those that rules know, `kv` the secrets below `gateway` on the key server.
+    `roles` are those that rules know, `kv` the secrets below `gateway` on the key server,
+    `providers` the identity providers whose tokens are accepted.
     """
 
     directory: Directory
@@ -67,6 +71,7 @@ class UsersProgram:
     actor: str
     roles: tuple[str, ...]
     clock: Clock
+    providers: tuple[IdentityProviderSettings, ...] = ()
 
     @property
     def second_factors(self) -> SecondFactors:
@@ -76,10 +81,11 @@ class UsersProgram:
         return SecondFactors(self.kv, self.directory.accounts, clock=self.clock)
 
     @contextmanager
-    def recorded(self, what: str, account: Account | None = None) -> Iterator[list[Account]]:
+    def recorded(self, what: str, person: str | None = None) -> Iterator[list[Account]]:
         """Write the intent before the block, and the outcome after it.
 
-        The outcome also names the accounts that the block puts into the list.
+        `person` is the stable name of who is touched. The outcome also names the accounts that
+        the block puts into the list.
         """
         from audit.recorder import Act, End, Who
 
@@ -88,8 +94,8 @@ class UsersProgram:
             who=Who(kind="person", person=self.actor, role="operator"),
             action="admin",
             service="havengate",
-            # An account touched stands sealed in the log, as every person does.
-            patients=() if account is None else (account.person,),
+            # Who is touched stands sealed in the log, as every person does.
+            patients=() if person is None else (person,),
             details={"what": what},
         )
         begun = self.recorder.intent(act)
@@ -112,6 +118,7 @@ def build(open_program: OpenProgram) -> typer.Typer:
     _add_add(app, open_program)
     _add_reset(app, open_program)
     _add_lock(app, open_program)
+    add_commands(app, open_program)
     _add_list(app, open_program)
     _add_break_glass(app, open_program)
     return app
@@ -175,7 +182,7 @@ def _add_reset(app: typer.Typer, open_program: OpenProgram) -> None:
         with open_program() as program:
             account = program.directory.accounts.named(name)
             password, hashed = _new_password(account.login, ask=ask_password)
-            with program.recorded("users_reset", account):
+            with program.recorded("users_reset", account.person):
                 # First what ends access; a seed that is left over is replaced when it is set anew.
                 program.directory.accounts.reset(account.id, hashed)
                 program.second_factors.forget_now(account)
@@ -193,7 +200,7 @@ def _add_lock(app: typer.Typer, open_program: OpenProgram) -> None:
         """Let a person sign in no more. Sessions end at once."""
         with open_program() as program:
             account = program.directory.accounts.named(name)
-            with program.recorded("users_lock", account):
+            with program.recorded("users_lock", account.person):
                 program.directory.accounts.lock(account.id)
         _say({"locked": account.login}, f"{account.login} is locked.", as_json=as_json)
 
@@ -202,20 +209,11 @@ def _add_lock(app: typer.Typer, open_program: OpenProgram) -> None:
         """Let a person sign in again, at once even after too many attempts."""
         with open_program() as program:
             account = program.directory.accounts.named(name)
-            with program.recorded("users_unlock", account):
+            with program.recorded("users_unlock", account.person):
                 program.directory.accounts.unlock(account.id)
                 program.directory.attempts.forget("password", account.login)
                 program.directory.attempts.forget("code", account.id)
         _say({"unlocked": account.login}, f"{account.login} may sign in.", as_json=as_json)
-
-    @app.command("end-sessions")
-    def end_sessions(name: NameArgument, *, as_json: JSONOption = False) -> None:
-        """End all sessions of a person at once."""
-        with open_program() as program:
-            account = program.directory.accounts.named(name)
-            with program.recorded("users_end_sessions", account):
-                ended = program.directory.sessions.end_all(account.id)
-        _say({"ended": ended}, f"{ended} sessions of {account.login} ended.", as_json=as_json)
 
 
 def _add_list(app: typer.Typer, open_program: OpenProgram) -> None:

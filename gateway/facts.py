@@ -7,7 +7,7 @@ Patient, Encounter, Consent; search: http.html#search.
 Deny on doubt: what cannot be had is a failure, never "no consents"; an answer that is there but
 cannot be understood, or is not the whole one, counts as a consent that cannot be read, and as no
 relation. (Not as a failure: a broken consent must not keep an emergency out.) What was asked is
-kept for three seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
+kept for two seconds at most, so that a withdrawn consent bites within them, and `forget` drops it
 at once; nobody is given the answer to a question that was asked longer ago, however slow the app.
 Nothing here decides.
 
@@ -25,51 +25,29 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import batched
-from typing import Any, Final
-from urllib.parse import urlencode
+from typing import Final
 
-import orjson
-import structlog
-
-from gateway.core.commands import Facts, Failed, Fetched
-from gateway.core.messages import Headers, RequestHead
+from gateway.consents import Consents, unreadable
+from gateway.core.commands import Facts, Failed
 from gateway.identity.model import Identified
-from gateway.relations import (
-    Reader,
-    UnreadableError,
-    is_all,
-    next_link,
-    own_target,
-    resources_of,
-)
-from gateway.routes import Route, names_patients, upstream_path
-from policies.consent import Consent, parse_consent
+from gateway.relations import Reader
+from gateway.routes import Route, names_patients
+from gateway.searches import NOT_HAD, Fetch, Searches, UnusableError
+from policies.consent import Consent
 
-_log = structlog.get_logger("gateway")
-
-type Fetch = Callable[[Route, RequestHead, bytes, int], Awaitable[Fetched | Failed]]
-
-KEPT_S: Final = 3.0
+#: Not longer than what passes in pieces goes unasked (`gateway.core.recheck.RECHECK_S`).
+KEPT_S: Final = 2.0
 #: Patients in one question to the app.
 BATCH: Final = 50
-MAX_PAGES: Final = 20
-PAGE_SIZE: Final = 200
-MAX_ANSWER_BYTES: Final = 8_388_608
 #: Patients that are remembered.
 MAX_KEPT: Final = 4_096
 #: Types whose change makes what is kept stale.
 SOURCES: Final = frozenset({"CareTeam", "Consent", "Encounter", "Patient"})
 
 _ID = re.compile(r"[A-Za-z0-9.-]{1,64}").fullmatch
-_NOT_HAD = Failed(
-    code="gateway.facts",
-    who="upstream",
-    message="The app that knows care teams and consents does not answer the gateway's questions.",
-)
 _FOREIGN = Failed(
     code="gateway.facts_configuration",
     who="operator",
@@ -90,14 +68,6 @@ class _Known:
     until: float
 
 
-class _Unusable(Exception):  # noqa: N818 - carries an answer, not an error
-    """The app's answer cannot be had."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.code)
-        self.failed = failed
-
-
 class FactsSource:
     """Answers `LoadFacts`. Lives as long as the process, on one event loop.
 
@@ -115,7 +85,7 @@ class FactsSource:
         kept_s: float = KEPT_S,
     ) -> None:
         self._routes = {route.name: route for route in routes}
-        self._fetch = fetch
+        self._searches = Searches(fetch)
         self._clock = clock
         self._now = now
         self._kept_s = min(kept_s, KEPT_S)
@@ -124,8 +94,7 @@ class FactsSource:
         self._asked: dict[tuple[str, str], tuple[asyncio.Future[_Known | Failed], float]] = {}
         # Held by nobody else, a running question could be collected.
         self._running: set[asyncio.Task[None]] = set()
-        #: Of what the operator was told once.
-        self._told: set[tuple[str, str]] = set()
+        self._consents = Consents(self._searches, clock=clock, reader=self._reader)
 
     async def load(
         self, route: Route, identified: Identified, patients: frozenset[str]
@@ -139,14 +108,14 @@ class FactsSource:
         # An id that FHIR does not admit is nobody's there, and must not come into a URL.
         strange = frozenset(one for one in patients if not _ID(one))
         answers = await self._all(source, patients - strange)
-        consents: dict[str, tuple[Consent, ...]] = dict.fromkeys(strange, (_unreadable(),))
+        consents: dict[str, tuple[Consent, ...]] = dict.fromkeys(strange, (unreadable(),))
         team = set()
         references = identified.principal.references
         for patient, known in answers.items():
             if isinstance(known, Failed):
                 return known
             if not known.exists and route.settings.content != "fhir":
-                consents[patient] = (_unreadable(),)
+                consents[patient] = (unreadable(),)
                 continue
             consents[patient] = known.consents
             if known.treats & references:
@@ -215,13 +184,13 @@ class FactsSource:
         self, source: Route, futures: dict[str, asyncio.Future[_Known | Failed]], now: float
     ) -> None:
         """Ask for a batch. Its age counts from before it was asked."""
-        answer: dict[str, _Known] | Failed = _NOT_HAD
+        answer: dict[str, _Known] | Failed = NOT_HAD
         try:
             answer = await self._read(source, frozenset(futures), now + self._kept_s)
-        except _Unusable as unusable:
+        except UnusableError as unusable:
             answer = unusable.failed
         except Exception:  # noqa: BLE001 - whoever waits is told that it cannot be had
-            answer = _NOT_HAD
+            answer = NOT_HAD
         finally:
             for patient, future in futures.items():
                 key = (source.name, patient)
@@ -247,130 +216,41 @@ class FactsSource:
     ) -> dict[str, _Known]:
         listed = ",".join(sorted(patients))
         teams, persons, visits, consents = await asyncio.gather(
-            self._search(source, "CareTeam", {"patient": listed, "status": "active"}),
-            self._search(source, "Patient", {"_id": listed}),
-            self._search(source, "Encounter", {"patient": listed, "status": "in-progress"}),
-            self._consents(source, listed),
+            self._searches.search(source, "CareTeam", {"patient": listed, "status": "active"}),
+            self._searches.search(source, "Patient", {"_id": listed}),
+            self._searches.search(
+                source, "Encounter", {"patient": listed, "status": "in-progress"}
+            ),
+            self._consents.of(source, patients),
         )
-        reader = Reader(own=f"{_origin(source)}{source.upstream_base}/", now=self._now())
+        reader = self._reader(source)
         treats: dict[str, set[str]] = {patient: set() for patient in patients}
         for resource in (*(teams or ()), *(persons or ()), *(visits or ())):
             patient, references = reader.relations(resource)
             if patient in treats:
                 treats[patient] |= references
-        judged: dict[str, list[Consent]] = {patient: [] for patient in patients}
-        for resource in [None] if consents is None else consents:
-            consent = _read_consent(resource, reader)
-            # A consent of which it cannot be told whose it is may be anybody's.
-            for patient in patients if consent.patient is None else {consent.patient} & patients:
-                judged[patient].append(consent)
         existing = {one.get("id") for one in persons or () if isinstance(one.get("id"), str)}
         return {
             patient: _Known(
                 exists=patient in existing,
                 treats=frozenset(treats[patient]),
-                consents=tuple(judged[patient]),
+                consents=tuple(consents[patient]),
                 until=until,
             )
             for patient in patients
         }
 
-    async def _consents(self, source: Route, listed: str) -> list[dict[str, Any]] | None:
-        if source.settings.patient_consents == "none":
-            return []
-        return await self._search(source, "Consent", {"patient": listed})
-
-    async def _search(
-        self, source: Route, type_: str, parameters: dict[str, str]
-    ) -> list[dict[str, Any]] | None:
-        """All resources of a search, or None if they cannot be told. Raises `_Unusable`."""
-        path = upstream_path(source, f"{source.base}/{type_}")
-        query = urlencode({**parameters, "_count": str(PAGE_SIZE)}, safe=",")
-        found: list[dict[str, Any]] = []
-        try:
-            for _ in range(MAX_PAGES):
-                bundle = await self._page(source, path, query)
-                found += resources_of(bundle, type_)
-                link = next_link(bundle)
-                if link is None:
-                    if is_all(bundle, len(found)):
-                        return found
-                    break
-                path, query = own_target(source.upstream_base, link, path)
-        except UnreadableError as error:
-            self._tell(source, type_, str(error))
-            return None
-        self._tell(source, type_, "")
-        return None
-
-    def _tell(self, source: Route, type_: str, answered: str) -> None:
-        """Tell the operator, once for each route and type, why everything is closed."""
-        if (source.name, type_) in self._told:
-            return
-        self._told.add((source.name, type_))
-        _log.warning(
-            "gateway.facts_unreadable",
-            service=source.name,
-            type=type_,
-            answered=answered or "no whole searchset",
-            counts_as="a consent that cannot be read" if type_ == "Consent" else "no relation",
-            remedy=_REMEDIES.get(type_, "see the app's search for this type"),
-        )
-
-    async def _page(self, source: Route, path: str, query: str) -> dict[str, Any]:
-        head = RequestHead(
-            method="GET",
-            authority=source.upstream_authority,
-            path=path,
-            query=query,
-            headers=Headers((("accept", "application/fhir+json"),)),
-            scheme=source.upstream_scheme,
-        )
-        answer = await self._fetch(source, head, b"", MAX_ANSWER_BYTES)
-        if isinstance(answer, Failed):
-            raise _Unusable(answer)
-        status = answer.head.status
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _KEPT_OUT:
-            raise _Unusable(_NOT_HAD)
-        if status != HTTPStatus.OK:
-            raise UnreadableError(f"status {status}")
-        try:
-            bundle = orjson.loads(answer.body)
-        except orjson.JSONDecodeError as error:
-            raise UnreadableError from error
-        if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
-            raise UnreadableError
-        return bundle
+    def _reader(self, source: Route) -> Reader:
+        return Reader(own=f"{_origin(source)}{source.upstream_base}/", now=self._now())
 
 
 _NOBODY: Final = (None, 0.0)
-_REMEDIES: Final = {
-    "Consent": "make the app answer Consent?patient=…, or, if it has no such records, write "
-    'patient_consents = "none" in its route',
-}
-_KEPT_OUT: Final = frozenset({
-    HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS,
-})  # fmt: skip
 
 
 def _without_facts(route: Route) -> bool:
     """Whether there are none by configuration: then there are no relations either."""
     facts = route.settings.patient_facts
     return facts == "none" or (not facts and not names_patients(route.settings))
-
-
-def _read_consent(resource: dict[str, Any] | None, reader: Reader) -> Consent:
-    """A consent of the app's own patients; one about another server's cannot be relied upon."""
-    if resource is None:
-        return _unreadable()
-    consent = parse_consent(resource)
-    if consent.patient is None or reader.reference(resource.get("patient")) is not None:
-        return consent
-    return replace(consent, readable=False)
-
-
-def _unreadable() -> Consent:
-    return Consent(id="", patient=None, in_force=True, readable=False)
 
 
 def _origin(source: Route) -> str:

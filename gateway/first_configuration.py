@@ -64,6 +64,16 @@ def check_kind(text: str) -> ServiceKind:
     raise GatewayConfigurationError(f"“{text}” is no kind of service. Known are: {known}.")
 
 
+def check_content(text: str) -> Literal["fhir", "opaque"]:
+    """Return how the app is understood. Raises `GatewayConfigurationError`, naming both ways."""
+    match text.strip().lower():
+        case "fhir":
+            return "fhir"
+        case "opaque":
+            return "opaque"
+    raise GatewayConfigurationError(f"Content is fhir or opaque, not “{text}”.")
+
+
 #: A built-in role that the rules let into such a service.
 _ROLES: dict[ServiceKind, str] = {
     "generic": "staff",

@@ -6,8 +6,8 @@ Contexts are named as everywhere: tenant, person (`Patient/7`), service (the rou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Protocol
 
 from keys.blindindex import BlindIndex
@@ -49,7 +49,13 @@ class TenantSealer:
                 tenant=tenant, purpose=purpose, person=person
             )
         )
+        self._generation = 0
         keyring.store.call_when_emptied(self._forget)
+
+    @property
+    def generation(self) -> int:
+        """See `Sealer.generation`."""
+        return self._generation
 
     def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
         """See `Sealer.seal`."""
@@ -58,6 +64,16 @@ class TenantSealer:
     def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
         """See `Sealer.unseal`."""
         return self._keyring.unseal(self._context(person, service, field), text)
+
+    def opener(
+        self, *, person: str, service: str, sealed: Sequence[tuple[str, str]]
+    ) -> Callable[[], list[bytes]]:
+        """See `Sealer.opener`."""
+        located = [
+            self._keyring.locate(self._context(person, service, field), text)
+            for field, text in sealed
+        ]
+        return partial(self._keyring.unseal_located, located)
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:
         """See `Sealer.token_for_write`."""
@@ -79,6 +95,7 @@ class TenantSealer:
         return FieldContext(tenant=self._tenant, person=person, service=service, field=field)
 
     def _forget(self) -> None:
+        self._generation += 1
         self._context.cache_clear()
         self._pseudonym.cache_clear()
 

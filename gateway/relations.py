@@ -10,7 +10,7 @@ from calendar import monthrange
 from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from gateway.errors import BadRequestError
 from gateway.routes import check_path
@@ -74,6 +74,24 @@ def next_link(bundle: dict[str, Any]) -> str | None:
                 raise UnreadableError
             return str(link["url"])
     return None
+
+
+def verify_filtered(bundle: dict[str, Any], parameter: str) -> None:
+    """Raise `UnreadableError` if the app says that it has not looked at a parameter.
+
+    The `self` link holds the parameters that were used (FHIR R4, http.html#conformance-of-search).
+    """
+    for link in _listed(bundle.get("link")):
+        if not isinstance(link, dict) or link.get("relation") != "self":
+            continue
+        try:
+            used = parse_qsl(urlsplit(str(link.get("url"))).query, keep_blank_values=True)
+        except ValueError as error:
+            raise UnreadableError from error
+        names = {name.partition(":")[0] for name, _ in used}
+        # A link without any parameter says nothing about them.
+        if names and parameter not in names:
+            raise UnreadableError(f"an answer that did not take {parameter} into account")
 
 
 def own_target(base: str, link: str, path: str) -> tuple[str, str]:

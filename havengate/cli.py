@@ -35,7 +35,7 @@ from gateway import cli_outbound, cli_users
 from gateway.checks import Finding
 from gateway.errors import DirectoryError, GatewayConfigurationError, GatewayError, UnavailableError
 from havengate import __version__
-from havengate.errors import ConfigurationError
+from havengate.errors import INTERRUPTED, ConfigurationError
 from havengate.operational_log import configure
 from keys import cli as keys_cli
 from keys.cli_pseudonyms import OpenPseudonyms, PseudonymCommands
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from keys.pseudonyms import Half
     from keys.settings import RoleSettings
     from policies.replay import RecordedDecision
+    from policies.settings import PoliciesSettings
 
 #: Every error that is meant to be read.
 type HavengateError = (
@@ -61,9 +62,6 @@ type HavengateError = (
 )
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
-#: As a shell reports SIGINT.
-INTERRUPTED = 130
-
 _file: Path | None = None
 
 
@@ -173,16 +171,16 @@ def _run_gateway() -> None:
 
 
 def _open_users() -> AbstractContextManager[cli_users.UsersProgram]:
-    from havengate import wiring
+    from havengate.users import open_users
 
-    return wiring.open_users(_settings(), os.environ)
+    return open_users(_settings(), os.environ)
 
 
 def _policy_commands() -> typer.Typer:
     from policies import cli as policies_cli
 
     return policies_cli.build(
-        policies_cli.PolicyCommands(settings=lambda: _settings().policies, records=_open_records)
+        policies_cli.PolicyCommands(settings=_policies_settings, records=_open_records)
     )
 
 
@@ -298,15 +296,23 @@ def _open_sealer() -> AbstractContextManager[PersonSealer]:
 
 
 def _verifier_keys() -> Sequence[VerifierKey]:
-    from havengate import wiring
+    from havengate.log_keys import read_verifier_keys
 
-    return wiring.read_verifier_keys(_settings(), os.environ)
+    return read_verifier_keys(_settings(), os.environ)
 
 
 def _settings() -> Configuration:
+    """What keys and log are opened by: in a wrong folder the defaults would begin them anew."""
     from havengate.configuration import load
 
-    return load(_file, os.environ)
+    return load(_file, os.environ, needed=True)
+
+
+def _policies_settings() -> PoliciesSettings:
+    """The built-in rules can be looked at anywhere."""
+    from havengate.configuration import load
+
+    return load(_file, os.environ).policies
 
 
 def _report(error: HavengateError) -> int:

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from audit.settings import AuditSettings
 from federated.settings import FederatedSettings
@@ -29,6 +27,7 @@ from policies.settings import PoliciesSettings
 DEFAULT_FILE = "havengate.toml"
 FILE_VARIABLE = "HAVENGATE_CONFIG"
 PREFIX = "HAVENGATE_"
+_SQLITE = "sqlite:///"
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,16 +42,23 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     federated: FederatedSettings = FederatedSettings()
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
+def load(path: Path | None, environ: Mapping[str, str], *, needed: bool = False) -> Configuration:
     """Read the configuration.
 
     `path` (or `HAVENGATE_CONFIG`) must exist when named; otherwise `havengate.toml` in the working
-    directory is read if it is there. Raises `ConfigurationError`, one line for the first mistake.
+    directory is read if it is there. Where it is not, and no variable sets anything either, the
+    defaults are given, or refused if a configuration is `needed`. Raises `ConfigurationError`, one
+    line for the first mistake.
     """
     if path is None and environ.get(FILE_VARIABLE):
         path = Path(environ[FILE_VARIABLE])
     if path is None and Path(DEFAULT_FILE).exists():
         path = Path(DEFAULT_FILE)
+    if needed and path is None and not any(name.startswith(PREFIX) for name in environ):
+        raise ConfigurationError(
+            f"There is no {DEFAULT_FILE} in {Path.cwd()}. Go to the folder where it lies, name it "
+            "with --config, or write a first one with havengate init."
+        )
     raw = {} if path is None else _read(path)
     where = "the environment" if path is None else str(path)
     _refuse_unknown(raw, Configuration, prefix="", where=where)
@@ -67,11 +73,17 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            # What a gateway hands down to its own processes.
+            return dict(msgspec.json.decode(text, type=dict[str, Any]))
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(
             f"Cannot read {path}: {error.strerror}. Name the right file with --config."
         ) from error
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path} is not valid JSON: {error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
 
@@ -169,6 +181,13 @@ def _located_as(annotation: object) -> str | None:
 
 
 def _located_url(value: str, base: Path, name: str) -> str:
+    plain = value.removeprefix(_SQLITE)
+    if plain != value and plain and not set(plain) & set("?%#"):
+        return f"{_SQLITE}{base / plain}"
+    # Most commands need no database, so the library is loaded for what only it can read.
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(value)
     except (ArgumentError, ValueError):

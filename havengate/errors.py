@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Exit code after Ctrl-C, as a shell reports SIGINT.
+INTERRUPTED = 130
+
 
 class ConfigurationError(Exception):
     """The configuration file, or the environment on top of it, is wrong. The operator must act."""

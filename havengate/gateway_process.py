@@ -2,7 +2,7 @@
 
 The parent starts the embedded key server, is the one writer of the log, renews the certificate and
 answers health and metrics. Workers (`load_worker`, by import string) join the key server, hand
-their entries to the writer's socket, and serve. All read the same configuration file.
+their entries to the writer's socket, and serve. All have the configuration that the parent read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 from cryptography import x509
 
@@ -37,9 +38,9 @@ from gateway.frontends.admin import Admin
 from gateway.frontends.ingress import Ingress
 from gateway.frontends.serve import check_certificate, serve
 from gateway.identity.directory import Directory
-from gateway.routes import compile_routes
+from gateway.routes import OWN_PREFIX, compile_routes
 from gateway.settings import GatewaySettings
-from havengate.checking import check_files, readiness
+from havengate.checking import check_files, readiness, upstream_problem
 from havengate.configuration import FILE_VARIABLE, Configuration, load
 from havengate.operational_log import configure
 from havengate.outbound_process import check_outbound, way_out
@@ -65,6 +66,9 @@ _AS_ROOT = (
 
 WORKER = "havengate.gateway_process:load_worker"
 
+#: Nothing that the gateway makes is for others to read, whatever makes it.
+_OURS_ALONE = 0o077
+
 
 def foundations(settings: Configuration, keys: OpenKeys, log: LogClient) -> Foundations:
     """What a worker stands on."""
@@ -88,7 +92,7 @@ def foundations(settings: Configuration, keys: OpenKeys, log: LogClient) -> Foun
 
 
 def load_worker() -> Ingress:
-    """Build one worker's application, from the file that the parent named."""
+    """Build one worker's application, from what the parent hands down."""
     configure()
     settings = load(Path(os.environ[FILE_VARIABLE]), os.environ)
     held = ExitStack()
@@ -142,10 +146,55 @@ def check_port(host: str, port: int, setting: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise GatewayConfigurationError(
-                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what does, or give "
-                f"{setting} another number."
-            ) from error
+            raise _taken(host, port, setting, error) from error
+
+
+@contextmanager
+def holding_port(host: str, port: int, setting: str) -> Iterator[None]:
+    """Keep the port for this gateway's own workers.
+
+    They share it among themselves (`SO_REUSEPORT`), and so could those of another gateway of the
+    same user: half of all connections would then meet other rules. Whoever binds without that
+    option, as each gateway does here before its workers, is refused for as long as this is held.
+    Raises `GatewayConfigurationError`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as held:
+        # Only so that connections of a gateway that has just ended are not in the way.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            raise _taken(host, port, setting, error) from error
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+
+
+def _taken(host: str, port: int, setting: str, error: OSError) -> GatewayConfigurationError:
+    return GatewayConfigurationError(
+        f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what does, or give "
+        f"{setting} another number."
+    )
+
+
+@contextmanager
+def handed_down(settings: Configuration, file: Path) -> Iterator[None]:
+    """Keep the configuration for workers that start later: the one that was checked at the start.
+
+    Whoever edits the operator's file meanwhile changes nothing until the next start, and never has
+    one gateway run by two configurations. `file` is written for our own user alone.
+    """
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:
+        written.write(msgspec.json.encode(settings))
+    fresh.replace(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,37 +276,59 @@ def serving_log(writer: LogWriter, path: Path) -> Iterator[None]:
         loop.close()
 
 
+@contextmanager
+def environment_of_children(variables: Mapping[str, str]) -> Iterator[None]:
+    """Tell what is started in the block, and take it back at the end.
+
+    A variable that stayed would send the next command of this process to this gateway's files.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = print) -> None:
     """Run the gateway until it is told to stop.
 
-    `file` is read again by each worker. Raises whatever cannot be mended by waiting, before the
-    first connection is taken: a `KeysError`, `AuditError`, `PoliciesError` or `GatewayError`.
+    `file` is read by nobody after this: workers get what was read. Raises whatever cannot be
+    mended by waiting, before the first connection is taken: a `KeysError`, `AuditError`,
+    `PoliciesError` or `GatewayError`.
     """
     gateway = settings.gateway
     check_settings(gateway)
     check_files(settings, file)
-    check_port(gateway.host, gateway.port, "gateway.port")
     check_port("127.0.0.1", gateway.admin_port, "gateway.admin_port")
     if gateway.outbound.apps:
         check_port(gateway.outbound.host, gateway.outbound.port, "gateway.outbound.port")
     rules = len(load_in_force(settings.policies).engine.bundle.rules)
-    # Nothing that is made from here on is for others to read, whatever makes it.
-    os.umask(0o077)
     if os.geteuid() == 0:
         _log.warning("gateway.runs_as_root", message=_AS_ROOT)
-    os.environ[FILE_VARIABLE] = str(file.resolve())
     with ExitStack() as stack:
+        # Whoever shares this process afterwards gets it back as it was.
+        stack.callback(os.umask, os.umask(_OURS_ALONE))
+        stack.enter_context(holding_port(gateway.host, gateway.port, "gateway.port"))
+        numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
+        started_with = Path(f"{settings.audit.socket}.configuration.json")
+        told = {FILE_VARIABLE: str(started_with), metrics.DIRECTORY_VARIABLE: numbers}
+        stack.enter_context(environment_of_children(told))
         program = stack.enter_context(open_program(settings, os.environ))
         if program.log.writer is None:
             raise AuditConfigurationError(
                 "Another process writes this log, so a gateway is running on this configuration "
                 "already. Stop it, or give this one an audit.directory of its own."
             )
+        # Not before: another gateway on this configuration would have its own overwritten.
+        stack.enter_context(handed_down(settings, started_with))
         _open_directory_once(settings)
         shown = server_certificate(settings, program.keys)
         stack.enter_context(serving_log(program.log.writer, Path(settings.audit.socket)))
-        numbers = stack.enter_context(TemporaryDirectory(prefix="havengate-metrics-"))
-        os.environ[metrics.DIRECTORY_VARIABLE] = numbers
         outbound = stack.enter_context(way_out(settings, os.environ))
         admin = Admin(
             port=gateway.admin_port,
@@ -268,8 +339,13 @@ def run(settings: Configuration, file: Path, *, say: Callable[[str], None] = pri
         say(f"Havengate stands at {public_url(gateway)} with {rules} rules, in front of:")
         for route in gateway.routes:
             say(f"  {route.host or '*'}{route.path}  →  {route.upstream}  ({route.kind})")
+            wrong = upstream_problem(route)
+            if wrong is not None:
+                say(f"    not reached: {wrong}")
         if shown.ca is not None:
             say(f"Its certificate is issued here; browsers and programs trust it with {shown.ca}")
+        own = f"{public_url(gateway).rstrip('/')}{OWN_PREFIX}"
+        say(f"People sign in at {own} (https only: what begins with http:// gets no page)")
         if outbound is not None:
             say(outbound.says)
         say(f"Health and metrics: http://127.0.0.1:{gateway.admin_port}/readyz")

@@ -30,9 +30,8 @@ from audit.retention import first_readable
 from audit.settings import AuditSettings
 from audit.transport import BlockingLogClient
 from audit.witness import WitnessClient
-from gateway.cli_users import UsersProgram
-from gateway.identity.directory import Directory
 from havengate.configuration import Configuration
+from havengate.log_keys import log_verifier_keys
 from keys.blindindex import BlindIndex
 from keys.bootstrap import BootstrapReport, bootstrap, create_officer, credential_files
 from keys.cli import KeysProgram
@@ -43,19 +42,17 @@ from keys.epochs import EpochKeeper
 from keys.erasure import Eraser
 from keys.errors import KeyConfigurationError, KeysError
 from keys.keyring import Keyring
-from keys.kv import KVStore
 from keys.layout import AUDIT_SIGNING_KEY
 from keys.ports import KeyEvent, KeyEventRecorder
 from keys.pseudonyms import Half, Pseudonymiser
 from keys.reidentification import VaultHalves, VaultOfficer
-from keys.server import KeyServer, open_server, open_vault, with_environment
+from keys.server import KeyServer, open_server, with_environment
 from keys.settings import RoleSettings
 from keys.signing import VaultSigner
 from keys.store import KeyStore
 from keys.table import KeyTable
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
-from policies.model import ROLES
 
 _log = structlog.get_logger()
 
@@ -278,12 +275,6 @@ def erased_keys(settings: AuditSettings) -> Iterator[str]:
                 yield from entry.key_ids
 
 
-def log_verifier_keys(settings: AuditSettings, signer: Signer) -> tuple[VerifierKey, ...]:
-    """Return the log's keys, all versions, as the key server knows them."""
-    keys = signer.public_keys()
-    return tuple(VerifierKey.ed25519(settings.origin, keys[version]) for version in sorted(keys))
-
-
 def new_request_id() -> str:
     """Return 128 random bits: what binds an intent to its outcome."""
     return secrets.token_hex(16)
@@ -316,14 +307,6 @@ def open_sealer(settings: Configuration, environ: Mapping[str, str]) -> Iterator
     """Open what finds and opens names in entries, and not the log."""
     with open_keys(settings, environ) as keys:
         yield keys.keyring
-
-
-def read_verifier_keys(
-    settings: Configuration, environ: Mapping[str, str]
-) -> tuple[VerifierKey, ...]:
-    """Ask the key server for the log's public keys."""
-    with open_vault(settings.keys, "audit", environ=environ) as client:
-        return log_verifier_keys(settings.audit, VaultSigner(client, AUDIT_SIGNING_KEY))
 
 
 def set_up_server(
@@ -412,28 +395,6 @@ def open_pseudonyms(
             ),
             login=login,
         )
-
-
-@contextmanager
-def open_users(settings: Configuration, environ: Mapping[str, str]) -> Iterator[UsersProgram]:
-    """Open what `havengate users` works with, the log included."""
-    identity = settings.gateway.identity
-    with open_program(settings, environ) as program:
-        directory = Directory.open(
-            identity.database_url, settings=identity.sessions, clock=time.time
-        )
-        try:
-            yield UsersProgram(
-                directory=directory,
-                kv=KVStore(program.keys.client, "gateway"),
-                recorder=program.recorder,
-                tenant=settings.tenant,
-                actor=program.commands.actor,
-                roles=(*ROLES, *settings.policies.roles),
-                clock=time.time,
-            )
-        finally:
-            directory.close()
 
 
 def current_user(environ: Mapping[str, str]) -> str:

@@ -11,7 +11,8 @@ key table, so that the table is no list of patients.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import BinaryIO, NamedTuple
 
@@ -43,6 +44,14 @@ class Subject(NamedTuple):
     part: bytes
 
 
+class Located(NamedTuple):
+    """A sealed text taken apart, and where it stands: what opening it needs beside the key."""
+
+    key_id: str
+    place: bytes
+    message: bytes
+
+
 class Keyring:
     """Seals and opens fields. Thread-safe; meant to live as long as the process.
 
@@ -54,7 +63,10 @@ class Keyring:
         self._store = store
         # Bounded, and forgotten with the keys: the names of persons are in it.
         self._subject = lru_cache(maxsize=subjects)(self._make_subject)
-        store.call_when_emptied(self._subject.cache_clear)
+        self._names: dict[tuple[str, str, str], tuple[int, str]] = {}
+        self._most_names = subjects
+        self._emptied = 0
+        store.call_when_emptied(self._forget)
 
     @property
     def store(self) -> KeyStore:
@@ -83,6 +95,31 @@ class Keyring:
         salt = aead.salt_of(sealed.message)
         derived = self._derive_to_open(sealed.key_id, aead.MESSAGE_LABEL, salt, place)
         return aead.decrypt(derived, sealed.message)
+
+    def locate(self, context: FieldContext, text: str) -> Located:
+        """Do once what opening the same text again and again has in common.
+
+        Raises `MalformedSealedTextError` or `UnsealError`; that it opens is not said.
+        """
+        sealed = parse_sealed(text)
+        aead.salt_of(sealed.message)
+        subject = self._subject(context.tenant, context.person)
+        place = subject.part + _place(context.service, context.field)
+        return Located(sealed.key_id, place, sealed.message)
+
+    def unseal_located(self, located: Sequence[Located]) -> list[bytes]:
+        """Open many fields, asking once for each key. Raises like `unseal`, for all together."""
+        uses = Counter(one.key_id for one in located)
+        keys = {key_id: self._store.by_id(key_id, uses=count) for key_id, count in uses.items()}
+        opened = []
+        for key_id, place, message in located:
+            key, salt = keys[key_id], aead.salt_of(message)
+            try:
+                derived = key.derive(aead.MESSAGE_LABEL, salt, place + key.version_part)
+            except KeyGoneError:
+                derived = self._derive_to_open(key_id, aead.MESSAGE_LABEL, salt, place)
+            opened.append(aead.decrypt(derived, message))
+        return opened
 
     def prefetch(self, tenant: str, persons: Collection[str], *, create: bool = False) -> None:
         """Load the sealing keys of many persons: one call of the key server for up to 200 of them.
@@ -160,6 +197,25 @@ class Keyring:
         context = FieldContext(tenant=tenant, person=person, service=AUDIT_SERVICE, field=field)
         return self.seal(context, plaintext)
 
+    def name_for_person(self, *, tenant: str, person: str, field: str) -> str:
+        """Seal the person's own name; the same text again while no key was forgotten.
+
+        It says no more than each new one would: the id of the person's key stands in all of them.
+        """
+        # Whoever was erased in another process must not be named by the key that is gone.
+        self._store.refresh()
+        emptied, key = self._emptied, (tenant, person, field)
+        kept = self._names.get(key)
+        if kept is not None and kept[0] == emptied:
+            return kept[1]
+        text = self.seal_for_person(
+            tenant=tenant, person=person, field=field, plaintext=person.encode()
+        )
+        if len(self._names) >= self._most_names:
+            self._names.clear()
+        self._names[key] = emptied, text
+        return text
+
     def open_for_person(self, *, tenant: str, field: str, text: str) -> bytes:
         """Open a text from `seal_for_person` without knowing whose it is. Raises like `unseal`."""
         return self.open_for_owner(tenant=tenant, service=AUDIT_SERVICE, field=field, text=text)
@@ -198,6 +254,11 @@ class Keyring:
     def erasure_subject(self, tenant: str, person: str) -> str:
         """Return a tag by which a repeated erasure finds the first: no row of any backup has it."""
         return self._tag(_SUBJECT_LABEL, tenant, person)
+
+    def _forget(self) -> None:
+        self._emptied += 1
+        self._subject.cache_clear()
+        self._names.clear()
 
     def _make_subject(self, tenant: str, person: str) -> Subject:
         check_name("tenant", tenant)

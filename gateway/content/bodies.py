@@ -7,15 +7,15 @@ anew: what goes on is what was looked at, not the bytes that came.
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+from gateway import json_text
 from gateway.content.pointers import JSON, Pointer
 from gateway.core.messages import Headers, RequestHead
 from gateway.errors import BadRequestError, UnsupportedError
@@ -149,8 +149,9 @@ def parse_json(body: bytes) -> JSON:
         return json.loads(
             body.decode("utf-8-sig"),
             object_pairs_hook=_members,
-            parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_constant=json_text.refuse_constant,
+            parse_float=json_text.numeral,
+            parse_int=json_text.numeral,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -159,9 +160,9 @@ def parse_json(body: bytes) -> JSON:
 def dump_json(value: JSON) -> bytes:
     """Write JSON. Halves of surrogate pairs, which UTF-8 does not know, stay escaped."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode("ascii")
+        return json_text.dumps(value)
+    except TypeError:
+        return json_text.dumps_escaped(value)
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,18 +170,6 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("a member stands twice")
     return members
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        # It would be written as Infinity, which is no JSON.
-        _no_constant("a number out of range")
-    return number
 
 
 def envelope(body: JSON, items: Pointer, kept: Sequence[Pointer], listed: list[JSON]) -> JSON:

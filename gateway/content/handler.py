@@ -17,12 +17,15 @@ patient the request does not name is decided when the record is there; who may s
 patient is answered as if it were not there.
 
 A write needs every patient concerned before anything is sent: from path, query, body, and, where
-the rule says in `patient` where a record names him, from the record as it is now.
+the rule says in `patient` where a record names him, from the record as it is now. A POST whose body
+names a record that is there by its id (where the rule says in `id`, or in a member called `id`,
+`_id`, `uuid`, `guid` or `pk`) is asked about as a change of that record, too. It is refused if no
+rule for GET with `{id}` lets the record be read, or if it is only not found among one patient's. A
+PUT or PATCH names no other record than its path.
 
-Not seen: what a parameter of an app's query tests, links inside of records, a POST that an app
-takes for a change of a record that is there (by an id in the body), and a change that somebody else
-makes between reading whose record it is and writing it. An opaque route, and a `Page`, see no
-bodies: a form there may name another method.
+Not seen: what a parameter of an app's query tests, links inside of records, and a change that
+somebody else makes between reading whose record it is and writing it. An opaque route, and a
+`Page`, see no bodies: a form there may name another method.
 """
 
 from __future__ import annotations
@@ -98,7 +101,7 @@ class ContentHandler:
             reply = yield from reading.read(self._query(enforcement, matched))
             return replace(reply, body=b"") if head.method == "HEAD" else reply
         shows = head.method == "POST" and matched.rule.action_for(head.method) in _SHOWING
-        writing = Writing(reading=reading, shows=shows)
+        writing = Writing(reading=reading, rules=self._rules, shows=shows)
         return (yield from writing.write(body, self._query(enforcement, matched)))
 
     def _query(self, enforcement: Enforcement, matched: Matched) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Final
+from urllib.parse import quote
 
 from gateway.content.pointers import JSON, Pointer, parse_pointer
 from gateway.errors import BadRequestError, GatewayConfigurationError, UnsupportedError
@@ -80,7 +81,12 @@ class Rule:
     def has_patients(self) -> bool:
         """Whether its records belong to patients."""
         named = self.patient or self.request_patient or self.patient_parameter
-        return bool(named) or "{patient}" in self.template
+        return bool(named) or self.names_patient_in_path
+
+    @property
+    def names_patient_in_path(self) -> bool:
+        """Whether the path says whose record it is."""
+        return "{patient}" in self.template
 
     def action_for(self, method: str) -> Action:
         """What is asked for: as configured, or else by the method; a list is searched."""
@@ -141,6 +147,35 @@ class Rules:
             if method in rule.methods:
                 return _matched(rule, segments)
         raise UnsupportedError("This method is not offered for this here.", status=405)
+
+    def places_of(self, type_: str, id_: str, patient: str | None) -> list[tuple[str, Matched]]:
+        """Paths under which one record can be read, by rules that say what it is.
+
+        `patient` is whose it is, if that is known. The surest path comes first: one that names
+        nothing but the record.
+        """
+        places = []
+        for rule in self._rules:
+            if rule.type != type_ or rule.items is not None or "GET" not in rule.methods:
+                continue
+            if rule.action_for("GET") != "read" or "{id}" not in rule.template:
+                continue
+            values = {"{id}": id_} | ({} if patient is None else {"{patient}": patient})
+            segments = [values.get(one, one) for one in rule.template]
+            path = "/" + "/".join(quote(one, safe="") for one in segments)
+            if not any(_VARIABLE(one) for one in segments) and self._leads_to(path, rule):
+                found = Matched(
+                    rule=rule, id=id_, patient=patient if rule.names_patient_in_path else None
+                )
+                places.append((path, found))
+        return sorted(places, key=lambda place: place[1].rule.names_patient_in_path)
+
+    def _leads_to(self, path: str, rule: Rule) -> bool:
+        try:
+            found = self.match("GET", path)
+        except BadRequestError:
+            return False
+        return found is not None and found.rule is rule
 
 
 def patient_id(value: JSON) -> str | None:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from gateway.content import bodies, release
+from gateway.content.overwriting import LEAVE_OUT, ids_in, verify_same
 from gateway.content.pointers import JSON, Pointer
 from gateway.content.reading import Reading, absent
 from gateway.content.records import decide, labels_of, questions_about
-from gateway.content.rules import Rule, patients_in
+from gateway.content.rules import Matched, Rule, Rules, patients_in
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import Question, RefusedError, Reply, Steps
+from gateway.core.messages import RequestHead
 from gateway.core.questions import patient_reference
 from gateway.errors import BadRequestError, UnsupportedError, UpstreamContentError
 from policies.errors import UnlabelledContentError
@@ -32,6 +34,7 @@ class Writing:
     """One write. `shows`: it is a POST that only asks, so a denied answer is a refusal."""
 
     reading: Reading
+    rules: Rules
     shows: bool
 
     @property
@@ -51,7 +54,7 @@ class Writing:
             raise BadRequestError("Send fewer records at once.", status=413)
         named = self.reading.named()
         told = named | self._told(content, records)
-        prior = yield from self._prior(query, named)
+        prior = yield from self._before(query, records, named, told)
         before = [] if prior is None else [question for question in prior if question.patient]
         concerned = told | {one.patient for one in before if one.patient is not None}
         if self._rule.has_patients and not concerned and not self.shows:
@@ -59,13 +62,15 @@ class Writing:
                 "Whose record this is must be in the request before anything is written."
             )
         yield from asking.know(concerned)
-        questions = self._questions(records, told, before or prior or [])
+        overwrites = asking.head.method == "POST" and prior is not None
+        questions = self._questions(records, told, before or prior or [], overwrites=overwrites)
         # Where it is not read, something may be there.
-        replaced = before if self._rule.patient is not None else questions
+        replaced = before if self._rule.patient is not None or overwrites else questions
         obligations = join(
             one for question in questions for one in asking.demand(question).obligations
         )
-        self._refuse_hidden(obligations, replaced)
+        if overwrites or asking.head.method in _HIDE_FROM:
+            self._refuse_hidden(obligations, replaced)
         yield from asking.begin()
         sent = body
         if is_json:
@@ -111,29 +116,58 @@ class Writing:
                 told |= _named([value], Pointer(("0",)))
         return frozenset(told)
 
-    def _prior(self, query: str, named: frozenset[str]) -> Steps[list[Question] | None]:
+    def _before(
+        self, query: str, records: list[JSON], named: frozenset[str], told: frozenset[str]
+    ) -> Steps[list[Question] | None]:
         """Questions about the record as it is now; None where it does not matter, or is not there.
 
         Raises `RefusedError`, as if it were not there for those who may not know of it.
         """
-        asking, rule = self.reading.enforcement, self._rule
-        method = asking.head.method
-        if method not in _CHANGES or rule.patient is None:
+        method, matched = self.reading.enforcement.head.method, self.reading.matched
+        ids = frozenset[str]() if self.shows else ids_in(records, self._rule)
+        if method == "POST":
+            return (yield from self._overwritten(records, ids, told)) if ids else None
+        if method not in _CHANGES or self._rule.patient is None:
+            verify_same(ids, {matched.id})
             return None
-        head = bodies.upstream_head(asking.head, query=query, reading=True)
+        head = bodies.upstream_head(self.reading.enforcement.head, query=query, reading=True)
+        prior = yield from self._prior(head, matched, method, named)
+        if prior is None and method != "PUT":
+            raise UnsupportedError("There is nothing here.", status=404)
+        verify_same(ids, {matched.id, *(one.id for one in prior or ())})
+        return prior
+
+    def _overwritten(
+        self, records: list[JSON], ids: frozenset[str], told: frozenset[str]
+    ) -> Steps[list[Question] | None]:
+        """The same for a POST that names an id. An app may take it for a change of that record."""
+        if len(records) > 1:
+            raise UnsupportedError("Send records that have an id one by one.")
+        [id_] = ids
+        patient = next(iter(told)) if len(told) == 1 else None
+        places = self.rules.places_of(self._rule.type, id_, patient)
+        if not places:
+            raise UnsupportedError(LEAVE_OUT)
+        path, matched = places[0]
+        asked = frozenset({matched.patient} if matched.patient is not None else told)
+        head = bodies.upstream_head(self.reading.enforcement.head, query="", reading=True)
+        prior = yield from self._prior(replace(head, path=path), matched, "PUT", asked)
+        if prior is None and matched.rule.names_patient_in_path:
+            # Not among this patient's, which does not say that it is nobody's.
+            raise UnsupportedError(LEAVE_OUT)
+        return prior
+
+    def _prior(
+        self, head: RequestHead, matched: Matched, method: str, named: frozenset[str]
+    ) -> Steps[list[Question] | None]:
+        asking, rule = self.reading.enforcement, matched.rule
+        action = self._rule.action_for(method) if method == asking.head.method else "update"
         fetched = yield from asking.fetch(head)
         if absent(fetched):
-            if method != "PUT":
-                raise UnsupportedError("There is nothing here.", status=404)
             return None
         record = _record(fetched)
         [seen] = yield from decide(
-            asking,
-            [record],
-            self.reading.matched,
-            action=rule.action_for(method),
-            fields=self.reading.fields,
-            asked=named,
+            asking, [record], matched, action=action, fields=self.reading.fields, asked=named
         )
         if isinstance(seen.decision, Denied):
             hide = not self.reading.may_know_of(seen.question)
@@ -143,20 +177,24 @@ class Writing:
                 "A value that is masked for everybody would be lost: change the rest with PATCH."
             )
         patients = patients_in(record, rule.patient) or frozenset()
+        if rule.patient is None:
+            patients = named
         return questions_about(
-            seen.content,
-            self.reading.matched,
-            action=rule.action_for(method),
-            patients=patients,
-            labels=seen.question.labels,
+            seen.content, matched, action=action, patients=patients, labels=seen.question.labels
         )
 
     def _questions(
-        self, records: list[JSON], told: frozenset[str], before: list[Question]
+        self,
+        records: list[JSON],
+        told: frozenset[str],
+        before: list[Question],
+        *,
+        overwrites: bool,
     ) -> list[Question]:
         """What must all be allowed: of what is there now, and of what it would become."""
         asking = self.reading.enforcement
-        action = self._rule.action_for(asking.head.method)
+        actions = [self._rule.action_for(asking.head.method)]
+        actions += ["update"] if overwrites else []
         authors = {one for question in before for one in question.authors} if before else None
         questions = list(before)
         for record in records or [None]:
@@ -169,14 +207,15 @@ class Writing:
             for question in before:
                 labels |= question.labels
             patients = told or {one.patient for one in before if one.patient is not None}
-            questions += questions_about(
-                record,
-                self.reading.matched,
-                action=action,
-                patients=patients,
-                labels=labels,
-                authors=authors,
-            )
+            for action in actions:
+                questions += questions_about(
+                    record,
+                    self.reading.matched,
+                    action=action,
+                    patients=patients,
+                    labels=labels,
+                    authors=authors,
+                )
         return questions
 
     # --- What may not go on -----------------------------------------------------------------------
@@ -210,8 +249,6 @@ class Writing:
     def _refuse_hidden(self, obligations: Iterable[Obligation], replaced: list[Question]) -> None:
         """Who does not see all of a record, changing or reading it, must not write all of it."""
         asking, type_ = self.reading.enforcement, self._rule.type
-        if asking.head.method not in _HIDE_FROM:
-            return
         shown = [asking.ask(replace(one, action="read")) for one in replaced]
         hidden = [one.obligations for one in shown if isinstance(one, Allowed)]
         if any(release.hides(one, type_) for one in (obligations, *hidden)):

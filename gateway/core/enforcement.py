@@ -11,7 +11,7 @@ of the answer `know`, `ask`, `release` or `withhold`. Before `begin` only readin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -72,12 +72,26 @@ class RefusedError(Exception):
 class Sealer(Protocol):
     """Seals and opens, without I/O once keys are loaded. Raises a `KeysError`."""
 
+    @property
+    def generation(self) -> int:
+        """Another number whenever keys were forgotten: then forget what was made with them."""
+        ...
+
     def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
         """Seal one element for a person (`Patient/7`)."""
         ...
 
     def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
         """Open one. Raises `PersonErasedError`, or `UnsealError` if it is not authentic."""
+        ...
+
+    def opener(
+        self, *, person: str, service: str, sealed: Sequence[tuple[str, str]]
+    ) -> Callable[[], list[bytes]]:
+        """What opens these elements (`field`, `text`) anew at each call, as `unseal` does.
+
+        Good until `generation` changes; raises as `unseal`, for all of them together.
+        """
         ...
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:
@@ -128,6 +142,7 @@ class Enforcement:
         self.sealer = sealer
         self.now = now
         self.trail = trail
+        self._opaque = opaque
         self._engine = in_force.engine
         self._enforceable = OPAQUE if opaque else ALL
         # What is not looked into carries at least the labels of everything in such a service.
@@ -141,6 +156,20 @@ class Enforcement:
         self._answers: dict[tuple[object, ...], Decision] = {}
         self._reads_ids = in_force.engine.reads_ids
         self._assertion: str | None = None
+
+    def anew(self, identified: Identified, *, in_force: InForce, now: float) -> Enforcement:
+        """The same exchange for questions of later: nothing is known yet, nothing was asked."""
+        return Enforcement(
+            head=self.head,
+            route=self.route,
+            identified=identified,
+            in_force=in_force,
+            sealer=self.sealer,
+            limits=self.limits,
+            trail=self.trail,
+            now=now,
+            opaque=self._opaque,
+        )
 
     # --- Facts and questions ----------------------------------------------------------------------
 

@@ -61,6 +61,11 @@ class Trail:
         self._broke_glass = False
 
     @property
+    def knows_who(self) -> bool:
+        """Whether somebody is named who has signed in."""
+        return self._who.kind != "anonymous"
+
+    @property
     def types(self) -> frozenset[str]:
         """Types of records that were touched."""
         return frozenset(name.partition("/")[0] for name in self._resources)
@@ -117,8 +122,9 @@ class Trail:
         *,
         reason: str | None = None,
         counts: dict[str, int] | None = None,
+        stream: str | None = None,
     ) -> Act:
-        """The intent, as far as is known."""
+        """The intent, as far as is known. `stream` is the request whose content was passing."""
         self.decision = decision
         for name, number in (counts or {}).items():
             self.count(name, number)
@@ -139,7 +145,7 @@ class Trail:
             reason=reason,
             bytes_in=self.bytes_in,
             counts=dict(self._counts),
-            details={"kind": self._kind},
+            details={"kind": self._kind} | ({} if stream is None else {"stream": stream}),
         )
 
     def end(

@@ -54,10 +54,12 @@ from gateway.core.headers import (
     check_request,
     clean_request,
     clean_response,
+    is_service_worker,
     is_upgrade,
     never_stored,
 )
 from gateway.core.messages import Headers, RequestHead, ResponseHead
+from gateway.core.recheck import Ended, Recheck
 from gateway.core.strangers import Strangers
 from gateway.errors import (
     BadRequestError,
@@ -75,9 +77,6 @@ from policies.store import InForce
 
 #: Of a form on one of the gateway's own pages.
 OWN_BODY_BYTES = 65_536
-
-#: While content passes in pieces.
-RECHECK_S = 2.0
 
 _ACTIONS: dict[str, Action] = {
     "GET": "read", "HEAD": "read", "POST": "create", "PUT": "update", "PATCH": "patch",
@@ -141,7 +140,6 @@ class _Exchange:
     ended: bool = False
     answering: bool = False
     streaming: bool = False
-    checked: float = 0.0
     status: int = 0
     failure: str | None = None
     mistake: str | None = None
@@ -155,6 +153,8 @@ class _Exchange:
             yield from self._attempt()
         except RefusedError as refused:
             yield from self._refuse(refused.denied, hide=refused.hide)
+        except BadRequestError as error:
+            yield from self._not_understood(error)
         except GatewayError as error:
             yield from self._fail(error.code, _refusal(error))
         except KeysError as error:
@@ -176,6 +176,12 @@ class _Exchange:
             raise UnsupportedError(
                 "Connections that stay open (WebSocket, upgrade) are not offered here yet.",
                 status=501,
+            )
+        if is_service_worker(self.head):
+            raise UnsupportedError(
+                "Service workers are not let in: one would see everything of every app on this "
+                "host, and keep it.",
+                status=403,
             )
         if self.head.path.startswith(OWN_PREFIX):
             yield from self._own()
@@ -270,19 +276,29 @@ class _Exchange:
         # Whoever fails from here on closes it.
         self.streaming = True
         keep: _Keeping = "never" if patients else "anybody" if plan.public else "asking"
-        yield from self._stream_opened(enforcement, keep=keep, has_body=has_body)
+        recheck = Recheck(
+            head=self.head,
+            began=enforcement,
+            questions=plan.questions,
+            in_force=self.site.in_force,
+            clock=self.site.clock,
+            checked=self.started,
+        )
+        yield from self._stream_opened(enforcement, recheck, keep=keep, has_body=has_body)
         self.streaming = False
         yield CloseUpstream()
 
     def _stream_opened(
-        self, enforcement: Enforcement, *, keep: _Keeping, has_body: bool
+        self, enforcement: Enforcement, recheck: Recheck, *, keep: _Keeping, has_body: bool
     ) -> Steps[None]:
-        self.checked = self.started
-        if has_body and not (yield from self._upload(enforcement)):
+        if has_body and not (yield from self._upload(enforcement, recheck)):
             return
         answer = yield ReceiveHead()
         if not isinstance(answer, ResponseHead):
             raise upstream_failure(answer)
+        if self.head.method in _BODILESS:
+            # What was changed is said to have been changed, whatever was withdrawn meanwhile.
+            yield from self._demand_again(recheck)
         head = self._passed(answer, enforcement.route, keep=keep)
         length = answer.headers.get("content-length")
         yield from self._record_end(
@@ -291,11 +307,12 @@ class _Exchange:
             bytes_out=int(length) if length is not None and length.isdecimal() else None,
         )
         self.answering, self.status = True, answer.status
-        if (yield StartResponse(head=head)) is Signal.GONE:
+        if (yield StartResponse(head=head)) is not Signal.DONE:
+            self.failure = "gateway.client_gone"
             return
-        yield from self._download(enforcement)
+        yield from self._download(recheck)
 
-    def _upload(self, enforcement: Enforcement) -> Steps[bool]:
+    def _upload(self, enforcement: Enforcement, recheck: Recheck) -> Steps[bool]:
         """Pass the body on; False if the client went away, which is then in the log."""
         sent, trail = 0, enforcement.trail
         while True:
@@ -310,8 +327,7 @@ class _Exchange:
             sent += len(piece)
             if sent > self.site.limits.streamed_bytes:
                 raise BadRequestError("The body is larger than may pass here.", status=413)
-            if not (yield from self._is_still_welcome(enforcement)):
-                raise UnavailableError("The session ended meanwhile.", "gateway.session_ended")
+            yield from self._demand_again(recheck)
             answer = yield SendUpstream(data=piece)
             if answer is Signal.END:
                 trail.bytes_in = sent
@@ -326,7 +342,7 @@ class _Exchange:
             raise upstream_failure(answer)
         return True
 
-    def _download(self, enforcement: Enforcement) -> Steps[None]:
+    def _download(self, recheck: Recheck) -> Steps[None]:
         received = 0
         while True:
             piece = yield ReceiveUpstream()
@@ -342,25 +358,44 @@ class _Exchange:
                 self.failure = "gateway.answer_too_large"
                 yield EndResponse(broken=True)
                 return
-            if not (yield from self._is_still_welcome(enforcement)):
-                self.failure = "gateway.session_ended"
+            ended = yield from recheck.look()
+            if ended is not None:
+                self.failure = ended.code
+                yield from self._record_cut(ended)
                 yield EndResponse(broken=True)
                 return
-            if (yield Release(data=piece)) is Signal.GONE:
+            if (yield Release(data=piece)) is not Signal.DONE:
                 self.failure = "gateway.client_gone"
                 return
 
-    def _is_still_welcome(self, enforcement: Enforcement) -> Steps[bool]:
-        """Whether the one who asked is still signed in: looked at every `RECHECK_S` seconds.
+    def _demand_again(self, recheck: Recheck) -> Steps[None]:
+        """Raise unless it may go on; nothing of the answer has left yet."""
+        ended = yield from recheck.look()
+        if ended is None:
+            return
+        # The app must not take what it has so far for the whole.
+        self.streaming = False
+        yield CloseUpstream()
+        if ended.denied is not None:
+            self.failure = ended.code
+            raise RefusedError(ended.denied)
+        raise UnavailableError("This may not go on as it began.", ended.code)
 
-        A session that was ended, or an account that was locked, ends what is on its way, too.
+    def _record_cut(self, ended: Ended) -> Steps[None]:
+        """Write why an answer was cut off: its own outcome stands in the log already.
+
+        It is cut off in any case, also if this cannot be written.
         """
-        now, identified = self.site.clock(), enforcement.identified
-        if identified is _ANYBODY or now - self.checked < RECHECK_S:
-            return True
-        self.checked = now
-        answer = yield Identify(head=self.head, route=enforcement.route)
-        return isinstance(answer, Identified) and answer.principal.id == identified.principal.id
+        trail = self.trail
+        if trail is None or trail.begun is None:
+            raise RuntimeError("Nothing passes before it is in the log.")
+        if ended.denied is not None:
+            trail.denied(ended.denied)
+        act = trail.act("deny", reason=ended.code, stream=trail.begun.request)
+        answer = yield RecordIntent(act=act)
+        if isinstance(answer, Recorded):
+            end = trail.end("aborted", status=self.status, reason=ended.code)
+            yield RecordOutcome(begun=answer.begun, end=end)
 
     # --- The gateway's own pages --------------------------------------------------------------
 
@@ -415,6 +450,15 @@ class _Exchange:
         if self.trail is not None:
             self.trail.denied(denied)
         yield from self._denied(refusal, reason)
+
+    def _not_understood(self, error: BadRequestError) -> Steps[None]:
+        """Tell the client; and the log, if it is somebody known who tried before anything began."""
+        trail = self.trail
+        if trail is None or trail.begun is not None or not trail.knows_who:
+            yield from self._fail(error.code, _refusal(error))
+            return
+        self.failure = error.code
+        yield from self._denied(_refusal(error), error.code)
 
     def _unknown(self, who: NotIdentified) -> Steps[None]:
         refusal = answers.sign_in(who.challenge, given=who.credentials_given)

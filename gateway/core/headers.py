@@ -47,8 +47,11 @@ _FORWARDING = frozenset(
         "x-rewrite-url",
     }
 )
-#: What the app says about itself, and `alt-svc`, which would lead clients past the gateway.
-_NOT_RELEASED = frozenset({"server", "x-powered-by", "alt-svc", "strict-transport-security"})
+#: What the app says about itself, `alt-svc`, which would lead clients past the gateway, and what
+#: would let a script of one app stand in front of all apps of the host.
+_NOT_RELEASED = frozenset({
+    "server", "x-powered-by", "alt-svc", "strict-transport-security", "service-worker-allowed",
+})  # fmt: skip
 #: Fields that decide where a message ends and whom it is for.
 _FRAMING = frozenset({"content-length", "transfer-encoding", "host", "connection", "upgrade"})
 #: `Connection` must not name these: to remove them would change the meaning of the request.
@@ -198,6 +201,18 @@ def is_upgrade(head: RequestHead) -> bool:
         one.strip().lower() for value in head.headers.all("upgrade") for one in value.split(",")
     }
     return bool(wanted - {"h2c", ""})
+
+
+def is_service_worker(head: RequestHead) -> bool:
+    """Say whether a browser asks for a script that would stand in front of the whole host.
+
+    Browsers name such a request themselves, and no page can leave that out (Service Workers,
+    "Update", step 5; Fetch, `Sec-Fetch-Dest`).
+    """
+    headers = head.headers
+    return headers.get("service-worker") is not None or any(
+        one.strip().lower() == "serviceworker" for one in headers.all("sec-fetch-dest")
+    )
 
 
 # --- What passes ----------------------------------------------------------------------------------

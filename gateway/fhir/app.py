@@ -13,8 +13,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import orjson
-
+from gateway import json_text
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import Enforcement, Steps
 from gateway.core.messages import Headers, RequestHead
@@ -82,7 +81,7 @@ class App:
         if_none_match: str | None = None,
     ) -> Steps[Fetched]:
         """Send what changes something, and ask for the record as it then is."""
-        body = b"" if content is None else orjson.dumps(content)
+        body = b"" if content is None else json_text.dumps(content)
         kind = None if content is None else FHIR_JSON
         extra = {"prefer": "return=representation"}
         if if_match is not None:
@@ -168,8 +167,8 @@ def parse(fetched: Fetched) -> Json:
     if kind not in {FHIR_JSON, "application/json"}:
         raise UpstreamContentError("The application did not answer with FHIR as JSON.")
     try:
-        content = orjson.loads(fetched.body)
-    except orjson.JSONDecodeError as error:
+        content = json_text.loads(fetched.body)
+    except ValueError as error:
         raise UpstreamContentError("The application's answer is not JSON.") from error
     if not isinstance(content, dict) or not isinstance(content.get("resourceType"), str):
         raise UpstreamContentError("The application's answer is not a FHIR resource.")

@@ -22,7 +22,16 @@ from gateway.fhir.definitions import Element, elements_of, is_primitive
 from gateway.fhir.parameters import elements_tested, overlap, parameters_testing
 from gateway.fhir.paths import Node, check_type, compile_paths, matching
 from gateway.fhir.resources import Json, owner_paths
-from gateway.fhir.sealing import MAX_DEPTH, OWN, Opening, Protecting, Tree, collect, sealed_in
+from gateway.fhir.sealing import (
+    MAX_DEPTH,
+    OWN,
+    Opening,
+    Protecting,
+    Tree,
+    Unsealer,
+    collect,
+    sealed_in,
+)
 from gateway.settings import FieldSettings
 from keys.sealed import looks_sealed
 
@@ -87,7 +96,7 @@ class FieldPlan:
             collect(one, tree, found)
         return found
 
-    def unprotect(self, resource: Json, *, person: str, sealer: Sealer) -> Json:
+    def unprotect(self, resource: Json, *, person: str, sealer: Unsealer) -> Json:
         """Open what was sealed and remove our tags.
 
         An element of an erased person becomes absent, marked as masked. Raises

@@ -43,6 +43,7 @@ from gateway.fhir.reply import joined, passing, reduced, reply, said, told_issue
 from gateway.fhir.request import PAGE, Interaction, parse_head, parse_interaction
 from gateway.fhir.resources import Json
 from gateway.fhir.search import Searches
+from gateway.fhir.templates import Templates
 from gateway.fhir.transaction import Transactions
 from gateway.settings import RouteSettings
 from policies.model import Action, Allowed, Denied
@@ -67,6 +68,7 @@ class FHIRHandler:
         self, settings: RouteSettings, *, pager: Pager, new_id: Callable[[], str] = _uuid
     ) -> None:
         self._plan: FieldPlan = compile_fields(settings.fields, service=settings.name)
+        self._templates = Templates(self._plan)
         self._pager = pager
         self._new_id = new_id
 
@@ -78,7 +80,8 @@ class FHIRHandler:
     def exchange(self, enforcement: Enforcement, body: bytes) -> Steps[Reply]:
         """See `Handler`."""
         asked = parse_interaction(enforcement.head, body)
-        return (yield from _Exchange(self._plan, self._pager, self._new_id, enforcement).run(asked))
+        records = Records(enforcement, self._plan, self._templates)
+        return (yield from _Exchange(records, self._pager, self._new_id, enforcement).run(asked))
 
 
 class _Exchange:
@@ -86,7 +89,7 @@ class _Exchange:
 
     def __init__(
         self,
-        plan: FieldPlan,
+        records: Records,
         pager: Pager,
         new_id: Callable[[], str],
         enforcement: Enforcement,
@@ -94,7 +97,7 @@ class _Exchange:
         self._pager = pager
         self._enforcement = enforcement
         self._app = App(enforcement)
-        self._records = Records(enforcement, plan)
+        self._records = records
         self._changes = Changes(self._app, self._records, new_id)
 
     def run(self, asked: Interaction) -> Steps[Reply]:
@@ -199,7 +202,7 @@ class _Exchange:
         # One more tells whether there are more.
         place = replace(place, query=joined(place.query, (("_count", str(want + 1)),)))
         found = yield from searches.gather(place, plan, want, total=how.total == "accurate")
-        return self._listed(asked, found, searches.release(found, plan), plan, how)
+        return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _counted(self, searches: Searches, place: Place | None, plan: Pass) -> Steps[Changed]:
         """A number about records: all of them are looked at, none is given."""
@@ -241,7 +244,7 @@ class _Exchange:
             if error.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
                 raise self._records.absent(asked.type) from error
             raise
-        entries = histories.release(found, plan)
+        entries = histories.release(found, plan, how)
         if not entries and asked.id is not None:
             # A record whose versions are all closed is like one that never was.
             raise self._records.absent(asked.type)
@@ -270,7 +273,7 @@ class _Exchange:
             if error.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
                 raise self._records.absent("Patient") from error
             raise
-        return self._listed(asked, found, searches.release(found, plan), plan, how)
+        return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _page(self, asked: Interaction) -> Steps[Changed]:
         """Go on where a link leads: what comes is decided anew."""
@@ -292,13 +295,13 @@ class _Exchange:
         searches = kind(self._app, self._records)
         found = yield from searches.gather(place, plan, how.count)
         found.counted = None
-        return self._listed(asked, found, searches.release(found, plan), plan, how)
+        return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _listed(
         self, asked: Interaction, found: Gathered, entries: list[Json], plan: Pass, how: Controls
     ) -> Changed:
         """The Bundle of an answer."""
-        if how.elements or how.summary in {"text", "data", "true"}:
+        if not how.whole:
             entries = [
                 {**entry, "resource": reduced(entry["resource"], how)}
                 if "resource" in entry

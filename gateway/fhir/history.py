@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import defaultdict
 from http import HTTPStatus
 
+import orjson
+
 from gateway.core.enforcement import Steps
 from gateway.fhir.app import App, place
 from gateway.fhir.bundles import entry_resource
@@ -108,7 +110,7 @@ class Histories(Searches):
         current = self._current.get((record.type, record.id))
         return version_decision(self._records, plan.action, record, current)
 
-    def _listed(self, match: Match, content: Json) -> list[Json]:
+    def _listed(self, match: Match, content: Json | orjson.Fragment) -> list[Json]:
         deleted = [
             self._version(match, one, status=HTTPStatus.NO_CONTENT)
             for one in self._told.get(id(match.entry), [])

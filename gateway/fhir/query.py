@@ -65,6 +65,11 @@ class Controls:
     total: str = ""
     elements: frozenset[str] = frozenset()
 
+    @property
+    def whole(self) -> bool:
+        """Whether records are wanted as they are released."""
+        return not self.elements and self.summary not in {"text", "data", "true"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:

@@ -30,9 +30,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Final
+
+import orjson
 
 from gateway.core.enforcement import Enforcement, Question, RefusedError, Steps
 from gateway.core.questions import patient_reference
@@ -53,6 +56,7 @@ from gateway.fhir.resources import (
     ownership,
     patients_of,
 )
+from gateway.fhir.templates import Opened, Template, Templates, UnkeptError
 from keys.errors import KeysError
 from policies.errors import UnlabelledContentError
 from policies.labels import Labels
@@ -81,10 +85,10 @@ _ABOUT_PATIENT: Final = frozenset({"consent", "purpose", "scope", "break_glass"}
 class Record:
     """One resource, opened. `known`: not of a patient type, or it can be told whose it is.
 
-    `broken`: why it could not be opened or labelled; then `content` is as the app gave it.
+    `broken`: why it could not be opened or labelled; then its content is as the app gave it.
     """
 
-    content: Json = field(repr=False)
+    source: Plain | Opened = field(repr=False)
     type: str
     id: str | None = field(repr=False)
     patients: tuple[str, ...] = field(repr=False)
@@ -93,14 +97,47 @@ class Record:
     authors: frozenset[str] = field(repr=False)
     broken: UpstreamContentError | None = field(default=None, repr=False)
 
+    @property
+    def content(self) -> Json:
+        """The resource as JSON objects. Not to be changed."""
+        return self.source.content
+
+    def without_content(self) -> Record:
+        """What can be said of it without its content."""
+        return self.with_source(_NO_CONTENT)
+
+    def with_source(self, source: Plain | Opened) -> Record:
+        """The same record with its content from elsewhere (made often, so not by `replace`)."""
+        return Record(
+            source=source,
+            type=self.type,
+            id=self.id,
+            patients=self.patients,
+            known=self.known,
+            labels=self.labels,
+            authors=self.authors,
+            broken=self.broken,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Content that is there as JSON objects."""
+
+    content: Json = field(repr=False)
+
+
+_NO_CONTENT: Final = Plain({})
+
 
 class Records:
-    """See the module. One lives as long as one exchange."""
+    """See the module. One lives as long as one exchange; `templates` as long as its route."""
 
-    def __init__(self, enforcement: Enforcement, plan: FieldPlan) -> None:
+    def __init__(self, enforcement: Enforcement, plan: FieldPlan, templates: Templates) -> None:
         self.enforcement = enforcement
         self.plan = plan
         self.notices: set[str] = set()
+        self._templates = templates
         self._kind = enforcement.route.settings.kind
         self._protects = bool(enforcement.route.settings.fields)
 
@@ -112,15 +149,32 @@ class Records:
         What cannot be opened or labelled is `broken`: `decide` raises for those who could read it,
         so that a record closed to somebody does not stop what is open to him.
         """
-        texts = [self.plan.sealed_texts(one) for one in resources] if self._protects else []
+        made_with = self.enforcement.labeller, self.enforcement.sealer.generation
+        self._templates.bind(*made_with)
+        known = [self._templates.find(one, self.enforcement.now) for one in resources]
+        texts = [
+            template.texts if template else self._sealed_texts(one)
+            for one, (_, template) in zip(resources, known, strict=True)
+        ]
         yield from self.enforcement.load_keys(texts=chain.from_iterable(texts))
         with keys_at_hand():
             records = [
-                self._opened(one, sealed=bool(texts and texts[number]))
-                for number, one in enumerate(resources)
+                _by_template(template) or self._opened(one, sealed=bool(sealed))
+                for one, (_, template), sealed in zip(resources, known, texts, strict=True)
             ]
+        if self._templates.is_bound(*made_with):
+            for one, (raw, template), record in zip(resources, known, records, strict=True):
+                if template is None:
+                    self._offer(raw, one, record)
         yield from self.enforcement.know({p for record in records for p in record.patients})
         return records
+
+    def _sealed_texts(self, resource: Json) -> list[str]:
+        return self.plan.sealed_texts(resource) if self._protects else []
+
+    def _offer(self, raw: bytes, resource: Json, record: Record) -> None:
+        enforcement = self.enforcement
+        self._templates.offer(raw, resource, record, enforcement.sealer, enforcement.now)
 
     def _opened(self, resource: Json, *, sealed: bool) -> Record:
         try:
@@ -129,7 +183,7 @@ class Records:
             patients, open_ = ownership(resource)
             kind, one = str(resource["resourceType"]), resource.get("id")
             return Record(
-                content=resource,
+                source=Plain(resource),
                 type=kind,
                 id=one if isinstance(one, str) else None,
                 patients=tuple(sorted(patients)),
@@ -168,7 +222,7 @@ class Records:
         known = known and kind != "Binary"
         one = content.get("id")
         return Record(
-            content=content,
+            source=Plain(content),
             type=kind,
             id=one if isinstance(one, str) else None,
             patients=tuple(sorted(patients)),
@@ -268,11 +322,35 @@ class Records:
 
     def released(self, action: Action, record: Record, allowed: Allowed) -> Json:
         """Note that it goes out; give what of it may."""
+        return self.shown(record, self._noted(action, record, allowed))
+
+    def released_whole(
+        self, action: Action, record: Record, allowed: Allowed
+    ) -> Json | orjson.Fragment:
+        """As `released`, for an answer that nobody looks into any more: maybe as finished JSON."""
+        obligations = self._noted(action, record, allowed)
+        if not isinstance(record.source, Opened):
+            return self.shown(record, obligations)
+        form = record.source.shown(obligations)
+        if form is None:
+            content = self.shown(record, obligations)
+            record.source.remember(obligations, content, partial(self._marked, record, obligations))
+            return content
+        self.notices |= form.notices
+        return orjson.Fragment(form.filled(record.source.values))
+
+    def _noted(self, action: Action, record: Record, allowed: Allowed) -> tuple[Obligation, ...]:
         first, *others = self.questions(action, record)
         obligations = self.enforcement.release(first, allowed)
         for other in others:
             self.enforcement.trail.touched(other)
-        return self.shown(record, obligations)
+        return obligations
+
+    def _marked(self, record: Record, obligations: Sequence[Obligation], content: Json) -> Json:
+        """What `shown` makes of content in which marks stand for what was sealed."""
+        masks = self.plan.masks(record.type)
+        shown = carry_out(content, obligations, masks=masks, pseudonym=_no_pseudonym)
+        return with_notice(shown, _notices(obligations))
 
     def shown(self, record: Record, obligations: Sequence[Obligation]) -> Json:
         """The record as far as these obligations let it be seen."""
@@ -285,7 +363,7 @@ class Records:
         masks = self.plan.masks(record.type)
         with keys_at_hand():
             content = carry_out(record.content, obligations, masks=masks, pseudonym=pseudonym)
-        notices = {one.notice for one in obligations if isinstance(one, RedisclosureNotice)}
+        notices = _notices(obligations)
         if notices:
             self.notices |= notices
             content = with_notice(content, notices)
@@ -360,3 +438,17 @@ def keys_at_hand() -> Iterator[None]:
         yield
     except KeysError as error:
         raise UnavailableError("Keys that are needed cannot be used now.", error.code) from error
+
+
+def _notices(obligations: Iterable[Obligation]) -> set[str]:
+    return {one.notice for one in obligations if isinstance(one, RedisclosureNotice)}
+
+
+def _no_pseudonym(*_: str) -> str:
+    """A pseudonym belongs to one purpose."""
+    raise UnkeptError
+
+
+def _by_template(template: Template | None) -> Record | None:
+    opened = template.opened() if template else None
+    return template.record.with_source(opened) if template and opened else None

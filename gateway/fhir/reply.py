@@ -10,8 +10,7 @@ from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
 
-import orjson
-
+from gateway import json_text
 from gateway.core.enforcement import Reply
 from gateway.core.messages import Headers, RequestHead, ResponseHead
 from gateway.errors import UnsupportedError
@@ -99,7 +98,7 @@ def told_issue(issue: Json) -> Json:
     """
     names = ("severity", "code", "details", "diagnostics", "location", "expression")
     told = {name: issue[name] for name in names if name in issue}
-    if _SEALED.search(orjson.dumps(told).decode()):
+    if _SEALED.search(json_text.dumps(told).decode()):
         return {name: told[name] for name in ("severity", "code") if name in told}
     return told
 
@@ -128,7 +127,7 @@ def _made(
     *,
     bodiless: bool = False,
 ) -> Reply:
-    body = b"" if content is None else orjson.dumps(content)
+    body = b"" if content is None else json_text.dumps(content)
     if content is not None:
         fields = [("content-type", _JSON), *fields]
     head = ResponseHead(status=int(status), headers=Headers(tuple(fields)))

@@ -18,8 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl
 
-import orjson
-
+from gateway import json_text
 from gateway.core.messages import RequestHead
 from gateway.errors import BadRequestError, UnsupportedError
 from gateway.fhir.resources import Json, reference_target
@@ -195,8 +194,8 @@ def content_type(head: RequestHead) -> str | None:
 def parse_json[T: (list[Any], dict[str, Any])](body: bytes, kind: type[T]) -> T:
     """The body as JSON. What is sent on is always written anew from what was read here."""
     try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        content = json_text.loads(body)
+    except ValueError as error:
         raise BadRequestError("The body is not JSON in UTF-8.") from error
     if not isinstance(content, kind):
         raise BadRequestError(f"The body must be a JSON {'list' if kind is list else 'object'}.")

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import re
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import orjson
-
+from gateway import json_text
 from gateway.core.enforcement import Sealer
 from gateway.errors import UnsupportedError, UpstreamContentError
 from gateway.fhir.blind import stored_forms
@@ -52,16 +51,23 @@ _SEALED_DIV: Final = re.compile(r"\s*<div[^>]{0,256}>\s*(hg1\.[A-Za-z0-9._-]+)\s
 type Tree = Node[FieldSettings]
 
 
+class Unsealer(Protocol):
+    """The part of a `Sealer` that opens."""
+
+    def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
+        """See `Sealer.unseal`."""
+        ...
+
+
 class Walker:
     """Rewrites the elements that a tree leads to. Unchanged parts are shared, nothing is mutated.
 
     `protected` and `strange` say what happens; each direction has its own.
     """
 
-    def __init__(self, *, person: str, service: str, sealer: Sealer) -> None:
+    def __init__(self, *, person: str, service: str) -> None:
         self._person = person
         self._service = service
-        self._sealer = sealer
 
     def rewrite(self, at: Json, tree: Tree, depth: int = 0) -> Json:
         """The object with everything below it rewritten."""
@@ -120,7 +126,8 @@ class Protecting(Walker):
     """Seals. `tokens` collects (search parameter, token) of what is indexed."""
 
     def __init__(self, *, person: str, service: str, sealer: Sealer, index: bool) -> None:
-        super().__init__(person=person, service=service, sealer=sealer)
+        super().__init__(person=person, service=service)
+        self._sealer = sealer
         self._index = index
         self.tokens: set[tuple[str, str]] = set()
 
@@ -162,7 +169,7 @@ class Protecting(Walker):
         return self._extension([value, sibling], f"{node.path}._")
 
     def _extension(self, value: Any, field: str) -> Json:
-        plaintext = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        plaintext = json_text.dumps(value, sort_keys=True)
         return {"extension": [{"url": SEALED_URL, "valueString": self._seal(plaintext, field)}]}
 
     def _seal(self, plaintext: bytes, field: str) -> str:
@@ -181,6 +188,10 @@ class Protecting(Walker):
 class Opening(Walker):
     """Opens. What is not sealed stays as it is: it was there before the gateway came."""
 
+    def __init__(self, *, person: str, service: str, sealer: Unsealer) -> None:
+        super().__init__(person=person, service=service)
+        self._sealer = sealer
+
     def protected(self, value: Any, sibling: Any, node: Tree, parent: Json) -> tuple[Any, Any]:
         """Open one element, or say that it is masked if the person was erased."""
         del parent
@@ -191,7 +202,7 @@ class Opening(Walker):
                     return plain, sibling
             if (text := sealed_in(value)) is not None:
                 opened = self._unseal(text, node.path)
-                value = orjson.loads(opened) if isinstance(value, dict) else opened.decode()
+                value = json_text.loads(opened) if isinstance(value, dict) else opened.decode()
         except PersonErasedError:
             return (MASKED, sibling) if isinstance(value, dict) else (None, MASKED)
         except (UnsealError, ValueError) as error:
@@ -261,5 +272,5 @@ def _unless_empty(new: list[Any], old: Any) -> Any:
 
 
 def _pair(plaintext: bytes) -> tuple[Any, Any]:
-    value, sibling = orjson.loads(plaintext)
+    value, sibling = json_text.loads(plaintext)
     return value, sibling

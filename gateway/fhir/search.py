@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+import orjson
+
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import Steps
 from gateway.errors import UnsupportedError, UpstreamContentError
@@ -32,6 +34,7 @@ from gateway.fhir.parameters import elements_tested
 from gateway.fhir.query import (
     MAX_QUERY,
     Chain,
+    Controls,
     Query,
     encoded,
     read_query,
@@ -243,8 +246,15 @@ class Searches:
 
     # --- Answers ----------------------------------------------------------------------------------
 
-    def release(self, found: Gathered, plan: Pass) -> list[Json]:
+    def release(self, found: Gathered, plan: Pass, how: Controls) -> list[Json]:
         """The entries of an answer: matches, then what they lead to."""
+        if how.whole and not found.included:
+            give = self._records.released_whole
+            return [
+                one
+                for match in found.matches
+                for one in self._listed(match, give(plan.action, match.record, match.allowed))
+            ]
         entries: list[Json] = []
         shown: list[Json] = []
         for match in found.matches:
@@ -281,11 +291,11 @@ class Searches:
                 reached |= _targets(content)
             seen |= new
 
-    def _listed(self, match: Match, content: Json) -> list[Json]:
+    def _listed(self, match: Match, content: Json | orjson.Fragment) -> list[Json]:
         """What stands in the answer for one match."""
         return [self._entry(match, content)]
 
-    def _entry(self, match: Match, content: Json) -> Json:
+    def _entry(self, match: Match, content: Json | orjson.Fragment) -> Json:
         entry: Json = {"resource": content}
         url = self._app.full_url(match.entry, match.record.type, match.record.id)
         if url is not None:

@@ -8,7 +8,7 @@ may hold what must not be there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -160,7 +160,9 @@ async def drive(steps: Steps[Summary], services: Services, client: Client) -> Su
     """Run one exchange to its end.
 
     A cancellation is heard as a failure of the command in progress; the exchange still ends in the
-    log, and then the cancellation goes on. That of a client who left ends here.
+    log, and then the cancellation goes on. That of a client who left ends here. What is being
+    written into the log is written to its end first, so that the core knows of every intent that
+    is there: the next command then fails in place of this one.
     """
     run = _Run(services, client)
     answer: Answer | None = None
@@ -170,6 +172,7 @@ async def drive(steps: Steps[Summary], services: Services, client: Client) -> Su
             try:
                 command = next(steps) if answer is None else steps.send(answer)
             except StopIteration as stop:
+                cancelled = cancelled or run.unheard()
                 if cancelled is not None:
                     raise cancelled from None
                 summary: Summary = stop.value
@@ -200,8 +203,36 @@ class _Run:
         self._services = services
         self._client = client
         self._stream: UpstreamStream | None = None
+        #: A cancellation that came while something was written that had to be written to its end.
+        self._late: asyncio.CancelledError | None = None
 
     async def perform(self, command: Command) -> Answer:
+        if isinstance(command, _TO_THE_END):
+            return await self._to_the_end(self._answer(command))
+        if self._late is not None:
+            late, self._late = self._late, None
+            raise late
+        return await self._answer(command)
+
+    def unheard(self) -> asyncio.CancelledError | None:
+        """A cancellation that no command has failed for, unless it means only that he left."""
+        late, self._late = self._late, None
+        if late is not None and self._client.left:
+            _hear_no_more_of_it()
+            return None
+        return late
+
+    async def _to_the_end(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
+        """Wait for it whatever comes; a cancellation is kept for the next command."""
+        task = asyncio.ensure_future(answer)
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                self._late = error
+        return task.result()
+
+    async def _answer(self, command: Command) -> Answer:
         try:
             return await _PERFORM[type(command)](self, command)
         except BadRequestError as error:
@@ -297,6 +328,9 @@ class _Run:
             raise RuntimeError("No request to the app is open.")
         return self._stream
 
+
+#: What writes entries of its own included. Given up in the middle, an intent would stay open.
+_TO_THE_END = (commands.RecordIntent, commands.RecordOutcome, commands.AnswerOwn)
 
 type _Performer = Callable[[_Run, Any], Awaitable[Answer]]
 

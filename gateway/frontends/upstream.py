@@ -127,7 +127,10 @@ class Upstreams:
 
 
 class Stream:
-    """One request in pieces. At most one piece waits; each step has `timeout_s`."""
+    """One request in pieces: head and pieces are given as the app sends them.
+
+    At most one piece of the request waits; each step has `timeout_s`.
+    """
 
     def __init__(self, link: _Link, head: RequestHead, *, has_body: bool) -> None:
         self._link = link
@@ -200,7 +203,9 @@ class Stream:
             await request.__aexit__(None, None, None)
 
     def _build(self, head: RequestHead, *, has_body: bool) -> StreamRequest:
-        request = self._link.request(head, _NOT_COPIED)
+        # Otherwise the head waits for the first 64 KiB of the content, or its end. As it is, one
+        # piece waits here and one in the library.
+        request = self._link.request(head, _NOT_COPIED).streamed_read_buffer_limit(0)
         if has_body:
             if self._left is not None:
                 request = request.header("content-length", str(self._left))

@@ -19,10 +19,16 @@ import jwt
 import msgspec
 
 from gateway.errors import AccountError, GatewayConfigurationError
-from gateway.identity.claims import identified_by
+from gateway.identity.claims import account_of_subject, identified_by
 from gateway.identity.jwks import KeySet
 from gateway.identity.model import Identified
-from gateway.identity.revocations import Revocations
+from gateway.identity.revocations import (
+    Revocable,
+    Revocations,
+    subject_of,
+    token_with_id,
+    token_without_id,
+)
 from gateway.settings import IdentityProviderSettings
 from keys.ports import Clock
 from policies.model import ROLES
@@ -49,9 +55,7 @@ class _Right:
     """A token that was verified."""
 
     identified: Identified = field(repr=False)
-    issuer: str
-    jti: str | None = field(repr=False)
-    expires_at: float
+    revocable: Revocable
     until: float
 
 
@@ -96,20 +100,14 @@ class BearerTokens:
             except _BadTokenError as error:
                 return error.reason
             self._keep(name, right)
-        if right.jti is not None and await self._is_revoked(right.issuer, right.jti):
+        if await self._is_revoked(right.revocable):
             return "revoked"
         return right.identified
 
-    async def revoke(self, *, issuer: str, jti: str, until: float) -> None:
-        """Refuse a token from now on, in every process. `until` is its expiry."""
-        if issuer not in self._providers:
-            raise AccountError("expected the issuer of a configured provider, got another")
-        await asyncio.to_thread(self._revocations.revoke, issuer=issuer, jti=jti, until=until)
-
-    async def _is_revoked(self, issuer: str, jti: str) -> bool:
-        known = self._revocations.contains(issuer=issuer, jti=jti)
+    async def _is_revoked(self, revocable: Revocable) -> bool:
+        known = self._revocations.contains(revocable)
         if known is None:
-            known = await asyncio.to_thread(self._revocations.read, issuer=issuer, jti=jti)
+            known = await asyncio.to_thread(self._revocations.read, revocable)
         return known
 
     def _keep(self, name: bytes, right: _Right) -> None:
@@ -147,24 +145,79 @@ class BearerTokens:
             )
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise _BadTokenError from error
-        return self._right(claims, provider)
+        return self._right(token, claims, provider)
 
-    def _right(self, claims: Mapping[str, Any], provider: IdentityProviderSettings) -> _Right:
+    def _right(
+        self, token: str, claims: Mapping[str, Any], provider: IdentityProviderSettings
+    ) -> _Right:
         now = self._clock()
         expires_at = _verify_times(claims, provider, now)
-        jti = claims.get("jti")
-        if jti is not None and not (isinstance(jti, str) and 0 < len(jti) <= _MAX_NAME):
-            raise _BadTokenError
         identified = identified_by(claims, provider, roles=self._roles)
         if identified is None:
             raise _BadTokenError
         return _Right(
             identified=identified,
-            issuer=provider.issuer,
-            jti=jti,
-            expires_at=expires_at,
+            revocable=_revocable(token, claims, provider),
             until=min(expires_at + provider.leeway_s, now + _KEPT_S),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToRevoke:
+    """A token as somebody hands it in to be revoked: it was not verified, and need not be.
+
+    `until` is when it expires at the latest, `person` whose it says it is, for the log.
+    """
+
+    token: str = field(repr=False)
+    person: str | None = field(repr=False)
+    until: float
+
+
+def to_revoke(token: str, providers: Sequence[IdentityProviderSettings], *, now: float) -> ToRevoke:
+    """What to revoke so that this token is refused.
+
+    Raises `AccountError` for what none of the providers can have issued.
+    """
+    try:
+        _, claims = _parse(token)
+        provider = {one.issuer: one for one in providers}[_text(claims.get("iss"))]
+        revocable = _revocable(token, claims, provider)
+    except (_BadTokenError, KeyError) as error:
+        raise AccountError(
+            "expected a token of a configured identity provider, got something else; give the "
+            "whole of it, in one line"
+        ) from error
+    subject = claims.get("sub")
+    return ToRevoke(
+        token=revocable.token,
+        person=None if subject is None else account_of_subject(provider.issuer, subject),
+        until=last_expiry(provider, now=now),
+    )
+
+
+def last_expiry(provider: IdentityProviderSettings, *, now: float) -> float:
+    """When a token that a provider may have issued until now is accepted at the latest."""
+    return now + provider.max_age_s + 2 * provider.leeway_s
+
+
+def _revocable(
+    token: str, claims: Mapping[str, Any], provider: IdentityProviderSettings
+) -> Revocable:
+    """Raises `_BadTokenError` for a `jti` or subject that names nothing."""
+    jti, subject = claims.get("jti"), claims.get("sub")
+    if subject is None:
+        subject = claims.get("client_id", claims.get("azp"))
+    for name in (jti, subject):
+        if name is not None and not (isinstance(name, str) and 0 < len(name) <= _MAX_NAME):
+            raise _BadTokenError
+    issuer = provider.issuer
+    return Revocable(
+        token=token_without_id(issuer, token) if jti is None else token_with_id(issuer, jti),
+        subject=None if subject is None else subject_of(issuer, subject),
+        # The provider's clock may be ahead of ours by the leeway.
+        issued_at=_time(claims.get("iat")) - provider.leeway_s,
+    )
 
 
 def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -72,6 +72,11 @@ def identified_by(
     return _person(claims, provider, subject, reference, own_roles, client)
 
 
+def account_of_subject(issuer: str, subject: str) -> str:
+    """The stable name of a provider's subject, where nothing says which person of ours it is."""
+    return f"account/{_digest(issuer, subject)}"
+
+
 def _person(
     claims: Mapping[str, Any],
     provider: IdentityProviderSettings,
@@ -80,7 +85,7 @@ def _person(
     roles: frozenset[str],
     client: str,
 ) -> Identified | None:
-    account = f"account/{_digest(provider.issuer, subject)}"
+    account = account_of_subject(provider.issuer, subject)
     context = claims.get(provider.patient_claim)
     if context is not None and not (isinstance(context, str) and _ID(context)):
         return None

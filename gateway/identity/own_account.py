@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,9 +97,18 @@ class OwnAccount:
             return SignedIn(token=token, session=session)
 
     async def open_break_glass(
-        self, view: SessionView, fields: Mapping[str, str], address: str | None
+        self,
+        view: SessionView,
+        fields: Mapping[str, str],
+        address: str | None,
+        *,
+        prove: Callable[[], Awaitable[str | None]],
     ) -> dict[str, str]:
-        """Open a record; or return what is wrong with the form, by field."""
+        """Open a record; or return what is wrong with the form, by field.
+
+        `prove` says what is wrong with the second factor that is shown now, if anything. It is
+        asked when nothing else is wrong, because a code counts once.
+        """
         patient = fields.get("patient", "").strip().removeprefix("Patient/")
         reason, minutes = fields.get("reason", "").strip(), fields.get("minutes", "")
         if not may_break_glass(view.account):
@@ -114,6 +123,9 @@ class OwnAccount:
             return {}
         if len(opened) >= MAX_OPEN:
             return {"patient": text("glass.too_many")}
+        unproven = await prove()
+        if unproven is not None:
+            return {"code": unproven}
         name = uuid.uuid4().hex
         act = self._act(
             "admin",

@@ -36,6 +36,8 @@ _HOME: Final = f"{OWN_PREFIX}account"
 _SIGN_IN: Final = f"{OWN_PREFIX}sign-in"
 _STATUS: Final[dict[Refused, int]] = {"wrong": 401, "locked": 403, "too_many": 429}
 _MAX_VISIT_CHARACTERS: Final = 64
+#: A code that was shown so recently opens a record in an emergency, too.
+_JUST_NOW_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,14 +305,42 @@ class OwnPages:
         return await self._break_glass_page(visit, view, {})
 
     async def _open_break_glass(self, visit: _Visit, view: SessionView) -> Fetched:
+        shown: list[SignedIn] = []
+
+        async def prove() -> str | None:
+            if self._factor_is_fresh(view):
+                return None
+            found = await self.sign_in.step_up(
+                view.account,
+                view.session,
+                visit.fields.get("code", ""),
+                visit.head.client,
+                visit.device,
+            )
+            if not isinstance(found, SignedIn):
+                return self._refusal(found, wrong="code.wrong")
+            shown.append(found)
+            return None
+
         try:
-            errors = await self.own_account.open_break_glass(view, visit.fields, visit.head.client)
+            errors = await self.own_account.open_break_glass(
+                view, visit.fields, visit.head.client, prove=prove
+            )
         except AccountError:
-            # Others were opened at the same moment.
+            # Others were opened at the same moment, or the session was ended.
             errors = {"patient": text("glass.too_many")}
-        if errors:
+        if errors and not shown:
             return await self._break_glass_page(visit, view, errors)
-        return redirect(safe_next(visit.fields.get("next", ""), f"{OWN_PREFIX}break-glass"))
+        cookies = tuple(cookie(SESSION_COOKIE, one.token) for one in shown)
+        page = f"{OWN_PREFIX}break-glass"
+        # The form on the page belongs to the session that has another token now.
+        target = page if errors else safe_next(visit.fields.get("next", ""), page)
+        return redirect(target, cookies=cookies)
+
+    def _factor_is_fresh(self, view: SessionView) -> bool:
+        """Whether the code was shown just now: the next one may be half a minute away."""
+        age_s = self.own_account.log.clock() - view.session.second_factor_at
+        return view.session.second_factor != "none" and 0 <= age_s < _JUST_NOW_S
 
     async def _end_break_glass(self, visit: _Visit, view: SessionView) -> Fetched:
         grant = visit.fields.get("grant", "")
@@ -324,7 +354,8 @@ class OwnPages:
         values = {
             "csrf": self.forms.code(visit.bound_to),
             "next": safe_next(visit.fields.get("next", ""), ""),
-            "errors": {"patient": "", "reason": "", "minutes": ""} | errors,
+            "errors": {"patient": "", "reason": "", "minutes": "", "code": ""} | errors,
+            "asks_code": not self._factor_is_fresh(view),
             "fields": {"patient": "", "reason": "", "minutes": "60"} | visit.fields,
             "grants": grants,
             "may": may_break_glass(view.account),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from gateway.core.commands import Fetched
 from gateway.core.messages import Headers, ResponseHead
@@ -44,7 +45,7 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"t": text, "own": OWN_PREFIX, "crisis_url": crisis_url}
-        self._environment.filters["when"] = _when
+        self._environment.filters |= {"when": _when, "qr": _qr}
         self._style = (_PAGES / "style.css").read_bytes()
 
     def page(
@@ -112,6 +113,20 @@ def _answer(status: int, body: bytes, kind: str, *fields: tuple[str, str]) -> Fe
 
 def _set(cookies: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(("set-cookie", one) for one in cookies)
+
+
+def _qr(content: str) -> Markup:
+    """A QR code (ISO/IEC 18004) as a drawing inside the page.
+
+    As a picture with an address of its own it would be fetched by it, and the seed stand in a URL.
+    """
+    import segno
+
+    drawn = segno.make(content, error="m", micro=False).svg_inline(
+        border=4, dark="#000", light="#fff", svgclass="qr", lineclass=None, omitsize=True
+    )
+    # Only numbers and colours stand in it.
+    return Markup(drawn)  # noqa: S704
 
 
 def _when(unix_s: float) -> str:

@@ -1,7 +1,7 @@
 """The tables of the directory, and the migrations that make them.
 
 Plain SQL that SQLite and PostgreSQL both understand; a migration never changes once released.
-Tokens, devices, log-in attempts and revoked tokens appear as SHA-256 only.
+Tokens, devices, log-in attempts, revoked tokens and their subjects appear as SHA-256 only.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ revoked_tokens = Table(
     Column("until", Double, nullable=False),
 )
 
+revoked_subjects = Table(
+    "revoked_subjects",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("issued_before", Double, nullable=False),
+    Column("until", Double, nullable=False),
+)
+
 devices = Table(
     "devices",
     metadata,
@@ -122,6 +130,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             seen_at DOUBLE PRECISION NOT NULL,
             PRIMARY KEY (device, account))""",
         "CREATE INDEX devices_by_account ON devices (account, seen_at)",
+    ),
+    (
+        """CREATE TABLE revoked_subjects (
+            subject TEXT PRIMARY KEY,
+            issued_before DOUBLE PRECISION NOT NULL,
+            until DOUBLE PRECISION NOT NULL)""",
     ),
 )
 

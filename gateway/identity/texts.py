@@ -35,7 +35,9 @@ TEXTS: Final[dict[str, str]] = {
     "enrol.why": "Your password alone is not enough to protect what is kept here. From now on you "
     "also need a code from an authenticator app on your phone. You do this once.",
     "enrol.one": "Open an authenticator app on your phone. If you have none, install one first.",
-    "enrol.two": "In the app, add an account and choose to enter a key. Type this key:",
+    "enrol.two": "In the app, add an account and scan this picture:",
+    "enrol.picture": "QR code that holds the key below",
+    "enrol.key": "If it cannot be scanned, choose to enter a key in the app, and type this one:",
     "enrol.link": "On this phone? Open the key in your authenticator app",
     "enrol.three": "The app now shows six digits. Type them here.",
     "enrol.name": "Name of the account",

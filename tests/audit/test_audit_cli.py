@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,17 @@ from typer.testing import CliRunner
 
 from audit.checkpoint import verifier_keys
 from audit.cli import AuditCommands, AuditProgram, build
+from audit.cli_views import exchange_line, print_headings
+from audit.criteria import Criteria
 from audit.entry import encode_entry, parse_entry
-from audit.errors import AuditConfigurationError, AuditError, MalformedQueryError
+from audit.errors import (
+    AuditConfigurationError,
+    AuditError,
+    MalformedNoteError,
+    MalformedQueryError,
+    VerificationError,
+)
+from audit.index import AuditIndex
 from audit.log import LogWriter
 from audit.note import VerifierKey
 from audit.ports import PersonSealer
@@ -33,6 +42,7 @@ from audit.proof import parse_proof, verify_proof
 from audit.publish import Publisher
 from audit.reader import LogReader
 from audit.recorder import End, Recorder
+from audit.search import Search
 from audit.settings import AuditSettings
 from audit.tiles import bundle_path
 from audit.witness import WitnessClient
@@ -167,6 +177,60 @@ def test_prove_needs_nothing_but_a_copy_of_the_log_and_a_key(site: Site) -> None
     proof = parse_proof(output.read_bytes())
     assert proof.extra == site.reader.entry(17)
     verify_proof(proof, site.reader.entry(17), verifier_keys(ORIGIN, site.signer))
+
+
+def test_verify_proof_needs_nothing_but_the_file_and_a_key_and_shows_the_entry(site: Site) -> None:
+    output = site.directory / "proof"
+    site.json("prove", "17", "--key", site.key, "-o", str(output))
+    shutil.rmtree(site.log)
+    site.opened.clear()
+    found = site.json("verify-proof", str(output), "--key", site.key)
+    assert (found["index"], found["size"], found["origin"]) == (17, 300, ORIGIN)
+    assert (
+        found["entry"]["request"] in site.run("verify-proof", str(output), "--key", site.key).stdout
+    )
+    assert site.opened == []
+
+
+@pytest.mark.parametrize("damage", ["entry", "index", "hash", "signature", "wrong key"])
+def test_verify_proof_refuses_what_does_not_fit(site: Site, damage: str) -> None:
+    key = site.key
+    proof = parse_proof(site.run("prove", "17", "--key", key).stdout_bytes)
+    assert proof.extra is not None
+    match damage:
+        case "entry":
+            proof = replace(proof, extra=proof.extra.replace(b"clinic-1", b"clinic-2"))
+        case "index":
+            proof = replace(proof, index=18)
+        case "hash":
+            proof = replace(proof, hashes=(bytes(32), *proof.hashes[1:]))
+        case "signature":
+            at = proof.checkpoint.rindex(b" ") + 20
+            flipped = b"A" if proof.checkpoint[at : at + 1] != b"A" else b"B"
+            forged = proof.checkpoint[:at] + flipped + proof.checkpoint[at + 1 :]
+            proof = replace(proof, checkpoint=forged)
+        case _:
+            key = verifier_keys(ORIGIN, MemorySigner())[0].text
+    file = site.directory / "proof"
+    file.write_bytes(proof.encode())
+    result = site.run("verify-proof", str(file), "--key", key)
+    assert isinstance(refused(result), MalformedNoteError | VerificationError)
+    assert result.stdout == ""
+
+
+def test_verify_proof_takes_the_entry_from_a_file_where_the_proof_does_not_hold_it(
+    site: Site,
+) -> None:
+    proof = parse_proof(site.run("prove", "17", "--key", site.key).stdout_bytes)
+    bare, entry = site.directory / "bare", site.directory / "entry"
+    bare.write_bytes(replace(proof, extra=None).encode())
+    entry.write_bytes(proof.extra or b"")
+    told = refused(site.run("verify-proof", str(bare), "--key", site.key))
+    assert "--entry" in str(told)
+    found = site.json("verify-proof", str(bare), "--entry", str(entry), "--key", site.key)
+    assert found["index"] == 17
+    entry.write_bytes(site.reader.entry(18))
+    refused(site.run("verify-proof", str(bare), "--entry", str(entry), "--key", site.key))
 
 
 def test_verify_and_prove_ask_the_key_server_when_no_key_is_given(site: Site) -> None:
@@ -382,6 +446,21 @@ def test_nothing_is_opened_before_a_command_runs(site: Site) -> None:
     for arguments in (["--help"], ["verify", "--help"], ["witness", "--help"]):
         assert site.run(*arguments).exit_code == 0
         assert site.opened == []
+
+
+def test_search_has_headings_on_a_terminal_and_nowhere_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "outcome" not in site.run("search", "--limit", "3").stdout
+    with AuditIndex(site.settings().index_url) as index:
+        exchanges = Search(index, site.reader).page(Criteria(tenant="clinic-1"), limit=1)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_headings(exchanges.exchanges)
+    heads = typer.unstyle(capsys.readouterr().out)
+    line = exchange_line(exchanges.exchanges[0], None)
+    assert heads.index("outcome") == line.index(exchanges.exchanges[0].newest.outcome or "")
+    print_headings([])
+    assert capsys.readouterr().out == ""
 
 
 def test_there_is_no_progress_bar_but_on_a_terminal(site: Site) -> None:

@@ -101,6 +101,22 @@ def test_erasure_blinds_what_was_and_a_new_key_begins(subject: Subject) -> None:
     assert opened == b"Patient/bob"
 
 
+def test_a_name_opens_to_the_person_and_begins_anew_after_an_erasure(subject: Subject) -> None:
+    def name(person: str, field: str = FIELD) -> str:
+        return subject.sealer.name_for_person(tenant=TENANT, person=person, field=field)
+
+    before = [name("Patient/bob"), name("Patient/bob")]
+    for text in before:
+        opened = subject.sealer.open_for_person(tenant=TENANT, field=FIELD, text=text)
+        assert opened == b"Patient/bob"
+    assert name("Patient/bob", "audit.patient") not in before
+    assert key_id(name(PERSON)) != key_id(before[0])
+    subject.erase("Patient/bob")
+    after = name("Patient/bob")
+    assert key_id(after) != key_id(before[0])
+    assert subject.sealer.open_for_person(tenant=TENANT, field=FIELD, text=after) == b"Patient/bob"
+
+
 @pytest.mark.parametrize("erased", ["Patient/bob", PERSON])
 def test_an_erased_person_is_blind_in_the_log_and_can_still_be_recorded(
     subject: Subject, erased: str

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -180,11 +181,15 @@ class Gateway(Program):
 
 
 class Courses:
-    """An app that can be slow, and counts. Paths that end in `/slow` wait until `go` is set."""
+    """An app that can be slow, and counts.
 
-    def __init__(self) -> None:
+    Paths that end in `/slow` wait until `go` is set; `/trickle` goes on until `dry` is set.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.asked: list[tuple[str, str]] = []
         self.go = threading.Event()
+        self.dry = threading.Event()
         courses = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -195,12 +200,24 @@ class Courses:
                 courses.asked.append((self.command, self.path))
                 if self.path.endswith("/slow"):
                     courses.go.wait(30)
+                if self.path.endswith("/trickle"):
+                    self._trickle()
+                    return
                 content = b"a course"
                 self.send_response(200)
                 self.send_header("content-type", "text/plain")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def _trickle(self) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/plain")
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                while not courses.dry.wait(0.1):
+                    self.wfile.write(b"8000\r\n" + b"pulse+++" * 4_096 + b"\r\n")
+                self.wfile.write(b"0\r\n\r\n")
 
             do_GET = do_POST = _answer  # noqa: N815 - the base's names
 
@@ -211,17 +228,23 @@ class Courses:
                 # Whoever waited too long has hung up.
                 try:
                     super().handle_one_request()
-                except (BrokenPipeError, ConnectionResetError):
+                except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                     self.close_connection = True
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            # A handshake that fails ends in the thread of its connection.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         """Stop it."""
         self.go.set()
+        self.dry.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -384,4 +407,16 @@ path = "/courses"
 upstream = "http://127.0.0.1:PORT"
 content = "opaque"
 timeout_s = 1.0
+
+[[gateway.routes]]
+name = "watch"
+kind = "wearable"
+path = "/watch"
+upstream = "http://127.0.0.1:PORT"
+content = "opaque"
+patient_facts = "records"
+
+[[gateway.routes.rules]]
+path = "/{patient}/trickle"
+type = "Observation"
 """

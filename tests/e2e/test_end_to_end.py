@@ -219,7 +219,7 @@ def test_break_glass_opens_one_record_until_it_is_closed_and_is_reviewed(
 ) -> None:
     expect(dorn.get("/fhir/Patient/3"), 403)
     reason = "Found unconscious at the station"
-    dorn.form("break-glass", {"patient": "3", "reason": reason, "minutes": "30"})
+    dorn.break_glass("3", reason, 30)
     record = expect(dorn.get("/fhir/Patient/3"), 200)
     expect(dorn.get("/fhir/Patient/6"), 403)
     answer = dorn.ask("PUT", "/fhir/Patient/3", body=record)
@@ -253,6 +253,49 @@ def test_an_operator_ends_sessions_in_every_worker_at_once(clinic_gateway: Site)
     for visitor in (here, there):
         expect(visitor.get("/fhir/Patient/2"), 401)
     clinic_gateway.command("users", "unlock", "brandt")
+
+
+def test_a_consent_that_is_withdrawn_ends_what_is_being_received(
+    clinic_gateway: Site, adler: Visitor, patient: Visitor
+) -> None:
+    refusal = {
+        "resourceType": "Consent",
+        "status": "active",
+        "scope": {"coding": [{
+            "system": "http://terminology.hl7.org/CodeSystem/consentscope",
+            "code": "patient-privacy",
+        }]},
+        "category": [{"coding": [{"system": "http://loinc.org", "code": "59284-0"}]}],
+        "patient": {"reference": "Patient/1"},
+        "policyRule": {"coding": [{"code": "OPTIN"}]},
+        "provision": {"type": "deny"},
+    }  # fmt: skip
+    with adler.receiving("/watch/1/trickle") as answer:
+        assert answer.status == 200
+        assert answer.read(16) == b"pulse+++" * 2
+        made = patient.post("/fhir/Consent", refusal)
+        expect(made, 201)
+        try:
+            # It goes on for as long as it is let: the app never ends it.
+            with pytest.raises((HTTPException, OSError)):
+                all(iter(lambda: answer.read(50_000), b""))
+        finally:
+            kept = made.json()
+            expect(
+                patient.ask(
+                    "PUT", f"/fhir/Consent/{kept['id']}", body=kept | {"status": "inactive"}
+                ),
+                200,
+            )
+    found = clinic_gateway.command("audit", "search", "--patient", "Patient/1", "--limit", "1000")
+    ended = [
+        entry["outcome"]
+        for one in found["exchanges"]
+        for entry in one["entries"]
+        if entry.get("reason") == "gateway.no_longer_allowed" and entry["stage"] == "outcome"
+    ]
+    assert ended == ["aborted"]
+    wait_until(lambda: adler.get("/fhir/Patient/1").status == 200)
 
 
 # --- What happens when something fails ------------------------------------------------------------

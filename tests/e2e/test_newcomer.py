@@ -11,6 +11,7 @@ import json
 import os
 import pty
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from examples.visitor import Visitor
+from tests.e2e.own_vault import own_vault
 from tests.e2e.running import Courses, Gateway, short_directory
 from tests.havengate.command import run, run_json
 from tests.interop.processes import REPOSITORY, free_port
-from tests.openbao import RunningServer, running_server, wait_until
+from tests.openbao import RunningServer, wait_until
 
 #: A gateway that starts although it should not would serve until then.
 pytestmark = pytest.mark.timeout(180)
@@ -126,6 +128,8 @@ def test_init_check_and_up_work_at_the_first_try_in_an_empty_folder(app: Courses
         told = init(home, app, port)
         assert "havengate check" in told
         assert "havengate up" in told
+        steps = [line for line in told.splitlines() if line.startswith("  ")]
+        assert len({line.rindex("  ") for line in steps}) == 1, told
         (home / "rules").mkdir()
         add(home, '[policies]\ndirectory = "rules"\n')
         gateway = Gateway(home, port=port, admin_port=port + 1)
@@ -285,6 +289,30 @@ def test_init_asks_four_questions_on_a_terminal(tmp_path: Path) -> None:
     assert "port = 9443" in written
 
 
+def test_init_asks_again_only_what_was_answered_wrongly(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "havengate", "init"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as asked:
+        os.close(theirs)
+        os.write(ours, b"ftp://records\n127.0.0.1:9000\nclinic\nmood\nxml\n\nmany\n9443\n")
+        said, _ = asked.communicate(timeout=60)
+    os.close(ours)
+    text = said.decode()
+    assert asked.returncode == 0, text
+    for question in ("Address of your app", "What is it?", "Does it speak FHIR?", "Port for"):
+        assert text.count(question) == 2, question
+    written = (tmp_path / "havengate.toml").read_text(encoding="utf-8")
+    assert 'upstream = "http://127.0.0.1:9000"' in written
+    assert 'kind = "mood"' in written
+    assert "port = 9443" in written
+
+
 # --- The file -------------------------------------------------------------------------------------
 
 
@@ -356,11 +384,73 @@ def test_an_app_without_tls_behind_https_is_named(home: Path, app: Courses) -> N
     assert "write http://" in wrong(home, "app app")
 
 
+def test_an_app_whose_certificate_has_expired_is_named(home: Path, app: Courses) -> None:
+    with expired_app(home) as port:
+        behind_tls(home, app, port)
+        assert "certificate has expired" in wrong(home, "app app")
+
+
+def test_up_says_which_apps_it_does_not_reach_and_stands_in_front_of_the_others(
+    home: Path, app: Courses
+) -> None:
+    nobody = free_port()
+    text = (home / "havengate.toml").read_text(encoding="utf-8")
+    (port,) = [int(one.split()[2]) for one in text.splitlines() if one.startswith("port =")]
+    with expired_app(home) as expired, short_directory() as short:
+        behind_tls(home, app, expired)
+        for name, number in (("away", nobody), ("good", app.port)):
+            add(
+                home,
+                f'[[gateway.routes]]\nname = "{name}"\nkind = "generic"\npath = "/{name}"\n'
+                f'upstream = "http://127.0.0.1:{number}"\ncontent = "opaque"\n',
+            )
+        # The log's socket has a short name.
+        add(home, f"[audit]\nsocket = '{short}/audit.sock'\n")
+        gateway = Gateway(home, port=port, admin_port=port + 1)
+        gateway.start()
+        try:
+            lines = gateway.words.splitlines()
+        finally:
+            gateway.stop()
+    told = [one for one in lines if "not reached" in one]
+    assert len(told) == 2, lines
+    (away,) = [one for one in told if f":{nobody}" in one]
+    assert "Start the app, or correct the port in upstream" in away
+    (old,) = [one for one in told if f":{expired}" in one]
+    assert "certificate has expired" in old
+    assert "Renew it" in old
+
+
+@contextmanager
+def expired_app(home: Path) -> Iterator[int]:
+    """An app that shows a certificate that was good until the day before yesterday."""
+    write_certificate(home, "app", days=-2)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "app.pem", home / "app.key")
+    courses = Courses(context)
+    yield courses.port
+    courses.close()
+
+
+def behind_tls(home: Path, app: Courses, port: int) -> None:
+    replace(
+        home,
+        f'upstream = "http://127.0.0.1:{app.port}"\ncontent',
+        f'upstream = "https://localhost:{port}"\nca_file = "app.pem"\ncontent',
+    )
+
+
 # --- Certificates ---------------------------------------------------------------------------------
 
 
 def certificate(home: Path, *, days: int) -> None:
     """A certificate that ends in `days` days, and its key, named in the configuration."""
+    write_certificate(home, "own", days=days)
+    add(home, '[gateway.tls]\ncertificate_file = "own.pem"\nkey_file = "own.key"\n')
+
+
+def write_certificate(home: Path, file: str, *, days: int) -> None:
+    """One for `localhost` that ends in `days` days, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -372,13 +462,13 @@ def certificate(home: Path, *, days: int) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=400))
         .not_valid_after(now + dt.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, SHA256())
     )
-    (home / "own.pem").write_bytes(made.public_bytes(Encoding.PEM))
-    (home / "own.key").write_bytes(
+    (home / f"{file}.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (home / f"{file}.key").write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
-    add(home, '[gateway.tls]\ncertificate_file = "own.pem"\nkey_file = "own.key"\n')
 
 
 def test_an_expired_certificate_is_named_with_its_dates(home: Path) -> None:
@@ -387,6 +477,18 @@ def test_an_expired_certificate_is_named_with_its_dates(home: Path) -> None:
     code, line = refused(home, "up")
     assert code == 2
     assert "so not today. Renew it" in line
+
+
+def test_up_that_was_refused_leaves_no_trace_in_its_process(home: Path) -> None:
+    certificate(home, days=-3)
+    before = dict(os.environ)
+    mask = os.umask(0o022)
+    try:
+        assert refused(home, "up")[0] == 2
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(mask)
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("missing", ["own.pem", "own.key"])
@@ -425,29 +527,20 @@ def test_a_key_server_without_a_login_is_named(home: Path) -> None:
     assert "[keys.vault.roles.gateway]" in line
 
 
-def test_a_sealed_key_server_is_named(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with sealed_server(tmp_path_factory.mktemp("sealed")) as server:
-        files = "".join(
-            f"[keys.vault.roles.{role}]\n"
-            f"role_id_file = '{server.embedded.credentials(role).role_id_file}'\n"
-            f"secret_id_file = '{server.embedded.credentials(role).secret_id_file}'\n"
-            for role in ("gateway", "operator", "audit")
-        )
-        ca_file = server.embedded.ca_file
-        add(
-            home,
-            f"[keys.vault]\naddress = '{server.embedded.address}'\nca_file = '{ca_file}'\n"
-            f"attempts = 1\n{files}",
-        )
-        # This one unseals itself again soon, so only the first look can be made.
-        assert "unseal it" in wrong(home, "keys")
-
-
-@contextmanager
-def sealed_server(directory: Path) -> Iterator[RunningServer]:
-    with running_server(directory) as server:
-        server.seal()
-        yield server
+def test_a_key_server_of_ones_own_that_is_sealed_is_named_with_what_to_do(
+    home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with own_vault(tmp_path_factory.mktemp("vault")) as vault:
+        add(home, vault.configuration)
+        found = json.loads(run(home, "check", "--json")[1])
+        assert [one for one in found if not one["good"]] == []
+        vault.seal()
+        told = wrong(home, "keys")
+        code, line = refused(home, "up")
+    assert code == 3
+    for said in (told, line):
+        assert vault.address in said
+        assert "unseal" in said
 
 
 def key_server_files(home: Path) -> str:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from havengate.configuration import Configuration, load
 from havengate.errors import ConfigurationError
@@ -20,6 +21,40 @@ def test_without_a_file_the_defaults_stand_under_the_working_directory(
     assert settings.tenant == Configuration().tenant
     assert settings.keys.embedded.directory == str(tmp_path / "var/openbao")
     assert settings.keys.table_url == f"sqlite:///{tmp_path}/var/keys.sqlite3"
+
+
+def test_what_opens_keys_and_log_is_refused_in_a_folder_without_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"There is no havengate\.toml in") as told:
+        load(None, {"VAULT_ADDR": "https://vault:8200"}, needed=True)
+    assert str(tmp_path) in str(told.value)
+    # Whoever sets something means this folder.
+    assert load(None, {"HAVENGATE_TENANT": "north"}, needed=True).tenant == "north"
+    write(tmp_path, "")
+    assert load(None, {}, needed=True) == load(None, {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///var/keys.sqlite3",
+        "sqlite:////srv/keys.sqlite3",
+        "sqlite:///a b/ü.sqlite3",
+        "sqlite:///keys.sqlite3?mode=rw",
+        "sqlite:///50%25.sqlite3",
+        "sqlite://",
+    ],
+)
+def test_a_database_stands_where_the_database_library_reads_the_url(
+    tmp_path: Path, url: str
+) -> None:
+    path = write(tmp_path, f'[keys]\ntable_url = "{url}"\n')
+    read = make_url(url)
+    found = make_url(load(path, {}).keys.table_url)
+    assert found.database == (str(tmp_path / read.database) if read.database else read.database)
+    assert (found.drivername, found.query) == (read.drivername, read.query)
 
 
 def test_relative_paths_are_relative_to_the_file_not_to_the_working_directory(

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from audit.note import VerifierKey
 from tests.havengate.command import run, run_json
 
+#: The whole demo runs in the fixture, on a machine that may have much else to do.
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[2]
 ORIGIN = "havengate.internal/log/1"
 #: A valid key of the right name that has signed nothing here.
@@ -31,7 +34,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,11 +50,11 @@ def test_the_demo_tells_its_whole_story(played: tuple[Path, str]) -> None:
         "Patient/2: You are not on this patient's care team.",
         "the app keeps     hg1.",
         "finds Patient/1; the app's database does not hold it",
-        "its author 200, another clinician 404, the patient 404",
-        "No rule allows this.",
-        "no sign-in, forged token, forged header, crooked path: 401, 401, 401, 400",
+        "another clinician and the patient are told that there is none (404)",
+        "of the whole record is refused: No rule allows this.",
+        "no sign-in (401), a forged token (401), a forged header (401), a crooked path (400)",
         "Dr Dorn opens Patient/3 with a reason, for an hour; Patient/6 stays closed",
-        "every byte is what the checkpoint says",
+        "sound: every byte is what the checkpoint says",
     ):
         assert expected in told
 
@@ -116,6 +119,7 @@ def test_an_export_whose_reader_goes_away_still_has_its_outcome_in_the_log(
         timeout=120,
         check=False,
     )
+    assert done.stdout, done.stderr
     assert json.loads(done.stdout)["resourceType"] == "AuditEvent"
     assert "Traceback" not in done.stderr
     assert run_json(home, "audit", "verify")["dangling_count"] == 0

@@ -20,6 +20,7 @@ from gateway.settings import RouteSettings
 from havengate import gateway_process
 from havengate.checking import check_files, readiness, upstream_problem
 from havengate.configuration import FILE_VARIABLE, load
+from havengate.gateway_process import handed_down, holding_port
 from havengate.wiring import Program
 
 
@@ -121,3 +122,87 @@ def test_a_ca_file_that_is_none_is_not_taken_for_a_fault_of_the_app(tmp_path: Pa
     bad.write_text("no certificate")
     route = RouteSettings(name="app", kind="ehr", upstream="https://127.0.0.1:1", ca_file=str(bad))
     assert "Correct ca_file" in (upstream_problem(route) or "")
+
+
+# --- One configuration, one gateway ---------------------------------------------------------------
+
+
+def test_workers_that_start_later_have_the_configuration_of_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "havengate.toml"
+    file.write_text(
+        'tenant = "clinic"\n[gateway]\nport = 9443\n[gateway.identity.purposes]\nnurse = "TREAT"\n'
+        '[[gateway.routes]]\nname = "app"\nkind = "ehr"\ncontent = "fhir"\n'
+        'upstream = "http://127.0.0.1:1"\nca_file = "ca.pem"\n'
+        'fields = [{ path = "Patient.telecom.value", seal = true }]\n'
+        '[policies]\ndirectory = "policies"\n'
+    )
+    environ = {"HAVENGATE_GATEWAY__WORKERS": "3"}
+    settings = load(file, environ)
+    kept = tmp_path / "run" / "log.sock.configuration.json"
+    with handed_down(settings, kept):
+        file.write_text('tenant = "another"\n')
+        assert load(kept, environ) == settings
+        assert load(kept, {}) == settings
+        assert kept.stat().st_mode & 0o777 == 0o600
+    assert not kept.exists()
+
+
+def test_what_is_handed_down_replaces_what_a_killed_gateway_left(tmp_path: Path) -> None:
+    file = tmp_path / "havengate.toml"
+    file.write_text('tenant = "clinic"\n')
+    kept = tmp_path / "log.sock.configuration.json"
+    for left in (kept, kept.with_suffix(".new")):
+        left.write_text("{")
+        left.chmod(0o644)
+    with handed_down(load(file, {}), kept):
+        assert load(kept, {}).tenant == "clinic"
+        assert kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])  # noqa: S104 - as operators write
+def test_two_gateways_of_one_user_do_not_share_a_port(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as found:
+        try:
+            found.bind((host, 0))
+        except OSError:
+            assert ":" in host  # a machine without IPv6
+            return
+        port = found.getsockname()[1]
+    with holding_port(host, port, "gateway.port"):
+        # Our own workers may.
+        for _ in range(2):
+            with socket.socket(family) as worker:
+                for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                    worker.setsockopt(socket.SOL_SOCKET, option, 1)
+                worker.bind((host, port))
+                worker.listen()
+                with (
+                    pytest.raises(GatewayConfigurationError, match=r"gateway\.port"),
+                    holding_port(host, port, "gateway.port"),
+                ):
+                    pass
+        # Nobody listens yet, and still nobody else gets it.
+        with (
+            pytest.raises(GatewayConfigurationError, match="Stop what does"),
+            holding_port(host, port, "gateway.port"),
+        ):
+            pass
+    with holding_port(host, port, "gateway.port"):
+        pass
+
+
+def test_a_port_is_had_again_at_once_after_a_gateway_has_ended() -> None:
+    with socket.socket() as server:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            server.setsockopt(socket.SOL_SOCKET, option, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = server.accept()
+            # Who closes first keeps the address for a while.
+            accepted.close()
+            client.recv(1)
+    with holding_port("127.0.0.1", port, "gateway.port"):
+        pass

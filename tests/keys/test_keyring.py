@@ -502,6 +502,45 @@ def test_the_keyring_is_what_the_audit_log_needs(bench: Workbench) -> None:
             sealer.open_for_person(tenant=tenant, field=field, text=text)
 
 
+def test_a_name_is_sealed_once_and_anew_once_another_process_erased(tmp_path: Path) -> None:
+    server = FakeKeyServer()
+    with (
+        workbench(tmp_path / "k", server=server) as here,
+        workbench(tmp_path / "k", server=server) as elsewhere,
+    ):
+
+        def name() -> str:
+            return here.keyring.name_for_person(tenant=TENANT, person="ada", field="actor")
+
+        first = name()
+        assert name() == first
+        elsewhere.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+        here.clock.advance(here.store.refresh_s + 1)
+        assert parse_sealed(name()).key_id != parse_sealed(first).key_id
+
+
+def test_many_fields_open_with_one_look_for_each_key(bench: Workbench) -> None:
+    texts = [bench.seal("ada"), bench.seal("bob"), bench.seal("ada")]
+    context = {one: context_of(one) for one in ("ada", "bob")}
+    located = [
+        bench.keyring.locate(context[one], text)
+        for one, text in zip(("ada", "bob", "ada"), texts, strict=True)
+    ]
+    assert bench.keyring.unseal_located(located) == [
+        bench.unseal(one, text) for one, text in zip(("ada", "bob", "ada"), texts, strict=True)
+    ]
+    bench.eraser.erase(tenant=TENANT, person="ada", actor="officer")
+    with pytest.raises(PersonErasedError):
+        bench.keyring.unseal_located(located)
+    assert bench.keyring.unseal_located(located[1:2])
+
+
+def test_a_located_text_opens_for_its_own_person_only(bench: Workbench) -> None:
+    located = bench.keyring.locate(context_of("bob"), bench.seal("ada"))
+    with pytest.raises(UnsealError):
+        bench.keyring.unseal_located([located])
+
+
 def test_a_field_of_an_app_does_not_open_as_part_of_the_log(bench: Workbench) -> None:
     with pytest.raises(UnsealError):
         bench.keyring.open_for_person(tenant=TENANT, field="Patient.name", text=bench.seal("ada"))

@@ -13,7 +13,7 @@ try {
   });
   document.querySelector("tbody").append(...rows);
   document.querySelector("table").hidden = false;
-  state.textContent = `${people.length} patients`;
+  state.textContent = people.length === 1 ? "1 patient" : `${people.length} patients`;
 } catch (error) {
   state.textContent = error.message;
 }

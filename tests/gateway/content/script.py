@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -48,12 +48,22 @@ def in_force() -> InForce:
 class Seals:
     """Seals that can be read in a test. Opening checks person, service and field."""
 
+    generation = 0
+
     def __init__(self) -> None:
         self.erased: set[str] = set()
 
     def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
         inside = json.dumps([person, service, field, plaintext.decode("latin-1")]).encode()
         return "hg1." + base64.urlsafe_b64encode(inside).decode()
+
+    def opener(
+        self, *, person: str, service: str, sealed: Sequence[tuple[str, str]]
+    ) -> Callable[[], list[bytes]]:
+        return lambda: [
+            self.unseal(person=person, service=service, field=field, text=text)
+            for field, text in sealed
+        ]
 
     def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
         if person in self.erased:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core import commands as c
@@ -341,6 +340,9 @@ def test_an_old_second_factor_is_asked_for_again() -> None:
     ("head", "status"),
     [
         (get("/Observation/7", upgrade="websocket", connection="upgrade"), 501),
+        (get("/Observation/7", service_worker="script"), 403),
+        (get("/Observation/7", sec_fetch_dest="serviceworker"), 403),
+        (get("/.havengate/sign-in", service_worker="script"), 403),
         (request("BREW", "/Observation/7"), 405),
         (request("TRACE", "/Observation/7"), 405),
         (get("/never"), 422),
@@ -351,8 +353,51 @@ def test_refuses(head: RequestHead, status: int) -> None:
     world = treating()
     world.run(head, records())
     assert world.status == status
-    assert "Fetch" not in world.names()
+    assert not {"Fetch", "OpenUpstream", "AnswerOwn"} & set(world.names())
     assert SECRET not in world.sent
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (get("/never"), "gateway.unsupported"),
+        (get("/Observation/7", content_length="3"), "gateway.bad_request"),
+    ],
+)
+def test_what_somebody_known_asked_for_and_nobody_may_have_is_in_the_log(
+    head: RequestHead, reason: str
+) -> None:
+    world = treating()
+    summary = world.run(head, records())
+    act, end = world.intents()[0].act, world.outcomes()[0].end
+    assert (act.decision, act.reason, act.who.person) == ("deny", reason, "Practitioner/1")
+    assert (end.outcome, end.status, end.reason) == ("denied", world.status, reason)
+    assert world.names()[-1] == "Respond"
+    assert (summary.failure, summary.decision) == (reason, "deny")
+    # Strangers write nothing by being misunderstood.
+    stranger = World(who=NotIdentified(reason="no_credentials"))
+    stranger.run(head, records(OneRecord(public=True)))
+    assert [one.act.reason for one in stranger.intents()] in ([], ["no_credentials"])
+
+
+def test_what_cannot_be_logged_is_not_even_told_to_be_unsupported() -> None:
+    class Mute(World):
+        def _play(self, command: c.Command) -> c.Answer:
+            if isinstance(command, c.RecordIntent):
+                return Failed(code="audit.down")
+            return super()._play(command)
+
+    world = Mute(app=app)
+    world.run(get("/never"), records())
+    assert world.status == 503
+
+
+def test_no_script_of_an_app_comes_to_stand_in_front_of_a_host() -> None:
+    world = World(answer=[b"self.onfetch = steal"])
+    world.run(get("/sw.js", service_worker="script"), pages())
+    assert world.status == 403
+    assert world.names() == ["Respond"]
+    assert b"steal" not in world.sent
 
 
 def test_a_path_of_no_app_is_not_there() -> None:
@@ -478,6 +523,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(bounds)]
 
 
+@settings(deadline=None)
 @given(
     up=st.binary(min_size=1, max_size=200),
     down=st.binary(max_size=200),
@@ -646,30 +692,6 @@ def test_what_is_not_looked_into_is_at_least_as_sensitive_as_its_service() -> No
     world = World(who=fresh, answer=[SECRET])
     world.run(get("/a"), site(mood, page))
     assert world.status == 200
-
-
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_what_is_on_its_way_ends_soon_after_the_session(method: str) -> None:
-    class Leaving(World):
-        def _play(self, command: c.Command) -> c.Answer:
-            if isinstance(command, c.Identify) and self.names().count("Identify") > 1:
-                return NotIdentified(reason="revoked", credentials_given=True)
-            return super()._play(command)
-
-    pieces = [b"%d" % number for number in range(9)]
-    world = Leaving(body=pieces, answer=pieces)
-    times = iter(NOW + number / 2 for number in range(1000))
-    action: Literal["read", "create"] = "read" if method == "GET" else "create"
-    where = replace(pages(Pieces(Question(action=action, type="Page"))), clock=lambda: next(times))
-    headers = {"content_length": "9"} if method == "POST" else {}
-    summary = world.run(request(method, "/x", **headers), where)
-    assert summary.failure == "gateway.session_ended"
-    passed = world.sent if method == "GET" else world.uploaded
-    assert 0 < len(passed) < 9
-    if method == "GET":
-        assert world.asked[-2] == c.EndResponse(broken=True)
-    else:
-        assert world.outcomes()[0].end.outcome == "failed"
 
 
 def test_a_status_with_a_name_is_a_plain_number_in_the_log() -> None:

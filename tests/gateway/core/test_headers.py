@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.headers import (
@@ -11,6 +11,7 @@ from gateway.core.headers import (
     clean_request,
     clean_response,
     forwarded_for,
+    is_service_worker,
     is_upgrade,
     never_stored,
 )
@@ -142,6 +143,7 @@ def test_http_2_may_say_te_trailers_and_needs_no_host() -> None:
     check_request(RequestHead(method="GET", authority="a.example", path="/", http_version="2"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), max_size=6))
 def test_what_passes_the_check_has_only_tokens_and_no_control_characters(
     fields: list[tuple[str, str]],
@@ -163,6 +165,7 @@ _OURS = st.sampled_from(["havengate-", "x-havengate-"]).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(_OURS, st.booleans())
 def test_the_gateways_own_names_never_pass_either_way(name: str, underscores: bool) -> None:  # noqa: FBT001
     name = name.replace("-", "_") if underscores else name
@@ -235,6 +238,28 @@ def test_an_answer_says_nothing_about_what_runs_behind() -> None:
     fields = [(name, "secret") for name in ("server", "x-powered-by", "alt-svc", "proxy-status")]
     cleaned = clean_response(ResponseHead(status=200, headers=Headers(tuple(fields))))
     assert "secret" not in dict(cleaned.headers).values()
+
+
+def test_an_app_cannot_widen_the_reach_of_a_script_to_the_whole_host() -> None:
+    head = ResponseHead(status=200, headers=Headers((("service-worker-allowed", "/"),)))
+    assert "service-worker-allowed" not in names(clean_response(head))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("service-worker", "script"),
+        ("service-worker", " SCRIPT"),
+        ("service-worker", "whatever"),
+        ("sec-fetch-dest", "serviceworker"),
+        ("sec-fetch-dest", "ServiceWorker "),
+    ],
+)
+def test_a_request_for_the_script_of_a_service_worker_is_recognised(
+    field: tuple[str, str],
+) -> None:
+    assert is_service_worker(request(field))
+    assert not is_service_worker(request(("sec-fetch-dest", "script")))
 
 
 def test_strict_transport_security_is_ours() -> None:

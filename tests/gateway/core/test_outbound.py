@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.recorder import Begun
@@ -162,6 +162,7 @@ FAILURES: list[Any] = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     at=st.sampled_from(
         [
@@ -321,6 +322,7 @@ def test_a_tunnel_is_agreed_without_an_entry_and_refused_with_one() -> None:
 # --- Sizes ----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.binary(min_size=1, max_size=60), max_size=6),
     answer=st.lists(st.binary(min_size=1, max_size=60), max_size=6),
@@ -363,6 +365,7 @@ def test_a_host_has_one_spelling(text: str) -> None:
         parse_host(text)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 def test_an_address_is_spelt_as_an_address(address: Any) -> None:
     assert ip_address(parse_host(str(address))) in {address, getattr(address, "ipv4_mapped", None)}

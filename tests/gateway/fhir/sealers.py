@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -16,6 +17,8 @@ from policies.model import Purpose
 
 class MemorySealer:
     """Keys of persons are made when they are first needed and forgotten by `erase`."""
+
+    generation: int = 0
 
     def __init__(self) -> None:
         self._keys: dict[str, tuple[str, bytes]] = {}
@@ -31,6 +34,14 @@ class MemorySealer:
         nonce = os.urandom(12)
         bound = f"{person}\0{service}\0{field}".encode()
         return format_sealed(key_id, nonce + AESGCM(key).encrypt(nonce, plaintext, bound))
+
+    def opener(
+        self, *, person: str, service: str, sealed: Sequence[tuple[str, str]]
+    ) -> Callable[[], list[bytes]]:
+        return lambda: [
+            self.unseal(person=person, service=service, field=field, text=text)
+            for field, text in sealed
+        ]
 
     def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
         key_id, message = parse_sealed(text)

@@ -77,6 +77,43 @@ def test_staff_do_not_write_the_consent_that_opens_a_note_to_them() -> None:
     assert here.as_(own).ask("POST", "/Consent", permit).status == 201
 
 
+def test_staff_do_not_make_themselves_those_who_treat_a_patient() -> None:
+    mine = {"reference": "Practitioner/1"}
+    subject = {"reference": "Patient/p3"}
+    visit = {
+        "resourceType": "Encounter",
+        "id": "e1",
+        "status": "in-progress",
+        "class": {"code": "AMB"},
+        "subject": subject,
+        "participant": [{"individual": mine}],
+    }
+    team = {
+        "resourceType": "CareTeam",
+        "id": "t1",
+        "status": "active",
+        "subject": subject,
+        "participant": [{"member": mine}],
+    }
+    person = {**patient("p3"), "generalPractitioner": [mine]}
+    there = {**visit, "participant": []}, {**team, "participant": []}
+    both = clinician(roles=frozenset({"clinician", "billing", "staff"}))
+    for who in (both, replace(both, purpose="HPAYMT")):
+        here = clinic(*there).as_(who)
+        for content in (visit, team, person):
+            name, one = content["resourceType"], content["id"]
+            if content is not person:
+                assert here.ask("POST", f"/{name}", content).status == 403
+            assert here.ask("PUT", f"/{name}/{one}", content).status in {403, 404}
+            entry = {"request": {"method": "PUT", "url": f"{name}/{one}"}, "resource": content}
+            bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+            assert here.ask("POST", "/", bundle).status in {403, 404}
+        assert {method for method, _, _ in requests(here)} <= {"GET"}
+    # Who treats already adds a colleague.
+    own = {**team, "subject": {"reference": "Patient/p1"}}
+    assert clinic().ask("POST", "/CareTeam", own).status == 201
+
+
 def test_whose_a_record_is_is_not_said_twice_in_other_letters() -> None:
     here = clinic()
     for more in ("Subject", "sUBJECT"):

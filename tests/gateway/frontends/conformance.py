@@ -123,7 +123,11 @@ class SiteApp:
         down = RouteSettings(
             name="down", kind="elearning", upstream=f"http://127.0.0.1:{free_port()}", path="/down"
         )
-        settings = [fhir, opaque, down]
+        told = RouteSettings(
+            name="told", kind="elearning", upstream=upstream, path="/told", timeout_s=60.0,
+            rules=(RuleSettings(path="/{rest*}", methods=METHODS, type="Page"),),
+        )  # fmt: skip
+        settings = [fhir, opaque, down, told]
         routes = compile_routes(settings)
         self.recorder = make_async_recorder(TellingLog(), LocalSealer())
         self.upstreams = Upstreams(routes)
@@ -134,6 +138,7 @@ class SiteApp:
                 "ehr": FHIRHandler(fhir, pager=Pager(bytes(32))),
                 "files": ContentHandler(opaque),
                 "down": ContentHandler(down),
+                "told": ContentHandler(told),
             },
             in_force=in_force,
             sealer=PlainSealer(),

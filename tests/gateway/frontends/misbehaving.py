@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -48,12 +49,16 @@ ANSWERS: dict[str, bytes] = {
 
 @dataclass(slots=True)
 class App:
-    """`heads` and `bodies` are what arrived; a body is None if its end never came."""
+    """`heads` and `bodies` are what arrived; a body is None if its end never came.
+
+    `/told` sends its head at once, and then whatever is put into `told`, until that is empty bytes.
+    """
 
     port: int = 0
     heads: list[str] = field(default_factory=list)
     bodies: list[bytes | None] = field(default_factory=list)
     connections: int = 0
+    told: deque[bytes] = field(default_factory=deque)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -76,6 +81,9 @@ class App:
             case "/slow-body":
                 writer.write(OK + b"Content-Length: 10\r\n\r\nab")
                 await asyncio.sleep(5)
+            case "/told" | "/told/":
+                await self._as_told(writer)
+                return True
             case "/more":
                 # A second answer that nobody asked for, in the same packet.
                 writer.write(WHOLE + OK + b"Content-Length: 6\r\n\r\nPOISON")
@@ -90,6 +98,18 @@ class App:
         writer.write(WHOLE if not head.startswith("HEAD") else WHOLE[:-2])
         await writer.drain()
         return True
+
+    async def _as_told(self, writer: asyncio.StreamWriter) -> None:
+        """Whoever tells may do so from another thread."""
+        writer.write(CHUNKED)
+        piece: bytes | None = None
+        while piece != b"":
+            await writer.drain()
+            while not self.told:
+                await asyncio.sleep(0.01)
+            piece = self.told.popleft()
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        await writer.drain()
 
 
 async def _body(reader: asyncio.StreamReader, head: str) -> bytes:

@@ -118,10 +118,11 @@ CASES = {
     "two Hosts": Case(sent=asked("/app/ok", "Host: evil.example"), status=400),
     "a body of the gateway's looking that announces too much": Case(
         sent=asked(FHIR, "Content-Length: 10000000", method="POST"), status=413,
+        acts=REFUSED,
     ),
     "a body of the gateway's looking that turns out too large": Case(
         sent=asked(FHIR, CHUNKS, method="POST", body=b"30d40\r\n" + b"x" * 200_000 + b"\r\n"),
-        status=413,
+        status=413, acts=REFUSED,
     ),
     "an ambiguous path": Case(sent=asked("/app/%2e%2e/fhir/Observation/o2"), status=400),
     "a log without room for the intent": Case(
@@ -256,16 +257,42 @@ def test_a_body_without_end_is_refused(site: Standing) -> None:
     assert eventually(lambda: site.acts(said) == FAILED)
 
 
+def unchunked(raw: bytes) -> bytes:
+    """As much content as there is in a part of a chunked body."""
+    body = b""
+    while b"\r\n" in raw:
+        size, _, raw = raw.partition(b"\r\n")
+        body += raw[: int(size, 16)]
+        raw = raw[int(size, 16) + 2 :]
+    return body
+
+
 def test_an_answer_in_odd_pieces_is_the_same_bytes(site: Standing) -> None:
     with site.running.connect() as one:
         one.sendall(asked("/app/odd"))
         raw = read_to_end(one)[0].partition(b"\r\n\r\n")[2]
-    body = b""
-    while raw:
-        size, _, raw = raw.partition(b"\r\n")
-        body += raw[: int(size, 16)]
-        raw = raw[int(size, 16) + 2 :]
-    assert body == b"x" * sum(range(1, PIECES))
+    assert unchunked(raw) == b"x" * sum(range(1, PIECES))
+
+
+def test_a_slow_answer_passes_as_it_comes(site: Standing) -> None:
+    said = len(site.running.said())
+    with site.running.connect() as one:
+        one.settimeout(30)
+        one.sendall(asked("/told"))
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += one.recv(100_000) or pytest.fail("cut off")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert eventually(lambda: site.acts(said) == DONE)
+        told = b""
+        for piece in (b"data: first\n\n", b"data: second\n\n", b"x" * 100_000, b"!"):
+            site.behind.told.append(piece)
+            told += piece
+            # Nothing more is told before this has arrived.
+            while unchunked(answer.partition(b"\r\n\r\n")[2]) != told:
+                answer += one.recv(100_000) or pytest.fail("cut off")
+        site.behind.told.append(b"")
+        assert read_to_end(one)[1]
 
 
 def test_a_client_that_goes_away_is_in_the_log(site: Standing) -> None:

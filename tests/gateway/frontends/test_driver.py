@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,79 @@ async def test_an_exchange_that_is_stopped_ends_before_the_cancellation_goes_on(
     assert task.cancelled()
     assert caller.broken is True
     assert stream.closed
+
+
+class _SlowLog:
+    """A log that has taken an entry, and takes its time to say so."""
+
+    def __init__(self, slow: str) -> None:
+        self.written: list[str] = []
+        self.taken = asyncio.Event()
+        self.go = asyncio.Event()
+        self._slow = slow
+
+    async def intent(self, act: Any) -> Begun:
+        await self._write("intent")
+        return Begun(request="0" * 32, index=1, act=act, sealed={})
+
+    async def outcome(self, begun: Begun, end: Any) -> int:
+        await self._write(f"outcome {end.outcome}")
+        return 2
+
+    async def _write(self, what: str) -> None:
+        self.written.append(what)
+        if what.startswith(self._slow):
+            self.taken.set()
+            await self.go.wait()
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize(
+    ("slow", "end"), [("intent", "outcome failed"), ("outcome", "outcome success")]
+)
+async def test_what_is_being_written_is_written_to_its_end_and_no_intent_stays_open(
+    slow: str, end: str, *, left: bool
+) -> None:
+    caller, stream, log = _Caller(), _Stream(), _SlowLog(slow)
+    services = replace(_services(stream), recorder=log)  # type: ignore[arg-type]
+    steps = exchange(get("/a"), pages(), request="1")
+    task = asyncio.create_task(drive(steps, services, caller))
+    await asyncio.wait_for(log.taken.wait(), 5)
+    caller.left = left
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    log.go.set()
+    await asyncio.wait({task}, timeout=5)
+    assert log.written == ["intent", end]
+    assert task.cancelled() is not left
+    if left:
+        assert task.result().failure in {"gateway.client_gone", "gateway.stopping"}
+    # Nothing was asked of the app after somebody had given up.
+    assert stream.closed == (slow == "outcome")
+
+
+async def test_a_page_of_our_own_is_answered_to_its_end() -> None:
+    log, done = _SlowLog("intent"), []
+
+    async def answer(head: RequestHead, body: bytes) -> Any:
+        begun = await log.intent(None)
+        await log.outcome(begun, SimpleNamespace(outcome="success"))
+        done.append(head.path)
+        return Failed(code="gateway.test")
+
+    services = replace(_services(_Stream()), pages=SimpleNamespace(answer=answer))
+    steps = exchange(get("/.havengate/sign-in"), pages(), request="1")
+    task = asyncio.create_task(drive(steps, services, _Caller()))
+    await asyncio.wait_for(log.taken.wait(), 5)
+    task.cancel()
+    await asyncio.sleep(0)
+    log.go.set()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled()
+    assert log.written == ["intent", "outcome success"]
+    assert done == ["/.havengate/sign-in"]
 
 
 async def test_what_is_open_is_closed_even_if_the_core_breaks() -> None:

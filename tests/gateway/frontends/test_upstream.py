@@ -146,6 +146,40 @@ async def test_a_slow_app_times_out_in_pieces(app: App, upstreams: Upstreams, pa
     await stream.close()
 
 
+async def test_head_and_pieces_are_given_as_the_app_sends_them(
+    app: App, upstreams: Upstreams
+) -> None:
+    stream = await opened(upstreams, behind(app, timeout_s=30), head("/told"), body=False)
+    assert isinstance(await stream.head(), ResponseHead)
+    for piece in (b"a", b"b" * 1000, b"c"):
+        app.told.append(piece)
+        came = b""
+        while came != piece:
+            more = await stream.receive()
+            assert isinstance(more, bytes)
+            came += more
+    app.told.append(b"")
+    assert await stream.receive() is Signal.END
+    await stream.close()
+    answer = await upstreams.fetch(stream._link.route, head("/ok"), b"", LIMIT)
+    assert isinstance(answer, Fetched)
+    assert app.connections == 1
+
+
+async def test_what_nobody_reads_does_not_pile_up(app: App, upstreams: Upstreams) -> None:
+    stream = await opened(upstreams, behind(app, timeout_s=30), head("/told"), body=False)
+    assert isinstance(await stream.head(), ResponseHead)
+    pieces = 400
+    app.told.extend([b"x" * 65_536] * pieces)
+    # Once the buffers of the system are full the app cannot go on.
+    left = -1
+    while left != len(app.told):
+        left = len(app.told)
+        await asyncio.sleep(0.5)
+    assert left > pieces / 4
+    await stream.close()
+
+
 async def test_follows_no_redirect_and_keeps_no_cookie(app: App, upstreams: Upstreams) -> None:
     answer = await upstreams.fetch(behind(app), head("/moved"), b"", LIMIT)
     assert isinstance(answer, Fetched)

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import GatewayConfigurationError, UnavailableError
-from gateway.identity.bearer import BearerTokens
+from gateway.errors import AccountError, GatewayConfigurationError, UnavailableError
+from gateway.identity.bearer import BearerTokens, last_expiry, to_revoke
 from gateway.identity.claims import identified_by
 from gateway.identity.jwks import KeySet
 from gateway.identity.model import Identified
+from gateway.identity.revocations import subject_of, token_with_id
 from gateway.settings import IdentityProviderSettings
 from policies.model import ROLES
 from tests.gateway.identity.workbench import START, Bench, Clock
@@ -190,10 +191,99 @@ async def test_a_revoked_token_is_refused_at_once_by_every_process(
     mine, other = token(claims()), token(claims(jti="t-2"))
     for where in (first, second):
         assert isinstance(await where.identify(mine), Identified)
-    await second.revoke(issuer=ISSUER, jti="t-1", until=START + 300)
+    one.identity.directory.revocations.revoke(token_with_id(ISSUER, "t-1"), until=START + 300)
     for where in (first, second):
         assert await where.identify(mine) == "revoked"
         assert isinstance(await where.identify(other), Identified)
+
+
+def _handed_in(one: Bench, tmp_path: Path, given: str) -> None:
+    found = to_revoke(given, [provider(tmp_path)], now=one.clock.now)
+    one.identity.directory.revocations.revoke(found.token, until=found.until)
+
+
+@pytest.mark.parametrize("jti", [None, "t-1"])
+async def test_a_token_that_is_handed_in_is_refused_and_no_other(
+    one: Bench, tmp_path: Path, jti: str | None
+) -> None:
+    where = made(one, provider(tmp_path))
+    mine, other = token(claims(jti=jti)), token(claims(jti=jti and "t-2", auth_time=START - 61))
+    for each in (mine, other):
+        assert isinstance(await where.identify(each), Identified)
+    _handed_in(one, tmp_path, mine)
+    assert await where.identify(mine) == "revoked"
+    assert isinstance(await where.identify(other), Identified)
+
+
+async def test_a_revoked_token_without_id_is_known_whatever_its_signature_looks_like(
+    one: Bench, tmp_path: Path
+) -> None:
+    where = made(one, provider(tmp_path))
+    # Each signature on a curve is another one, and all are good.
+    first, second = (
+        token(claims(jti=None), key=CURVE, algorithm="ES256", kid="c") for _ in range(2)
+    )
+    assert first != second
+    for each in (first, second):
+        assert isinstance(await where.identify(each), Identified)
+    _handed_in(one, tmp_path, first)
+    for each in (first, second):
+        assert await where.identify(each) == "revoked"
+
+
+async def test_all_tokens_of_a_subject_end_and_later_ones_count(one: Bench, tmp_path: Path) -> None:
+    where = made(one, provider(tmp_path, leeway_s=10.0))
+    one.clock.now = START + 5
+    tokens_ = [
+        token(claims(jti=jti, iat=START + at)) for jti, at in ((None, 0), ("t", 5), ("u", 9))
+    ]
+    other = token(claims(sub="u-2"))
+    program = token(claims(sub=None, client_id="u-1", fhirUser=None))
+    for each in (*tokens_, other, program):
+        assert isinstance(await where.identify(each), Identified)
+    settings_ = provider(tmp_path, leeway_s=10.0)
+    one.identity.directory.revocations.revoke_subject(
+        subject_of(ISSUER, "u-2"), until=last_expiry(settings_, now=one.clock.now)
+    )
+    assert await where.identify(other) == "revoked"
+    assert isinstance(await where.identify(tokens_[0]), Identified)
+    one.identity.directory.revocations.revoke_subject(
+        subject_of(ISSUER, "u-1"), until=last_expiry(settings_, now=one.clock.now)
+    )
+    # The provider's clock may be ahead of ours: so is the last one.
+    for each in (*tokens_, program):
+        assert await where.identify(each) == "revoked"
+    one.clock.now = START + 30
+    assert isinstance(await where.identify(token(claims(iat=START + 26))), Identified)
+
+
+async def test_a_subject_stays_revoked_for_as_long_as_its_tokens_would_be_taken(
+    one: Bench, tmp_path: Path
+) -> None:
+    settings_ = provider(tmp_path, max_age_s=10_000.0)
+    where = made(one, settings_)
+    mine = token(claims(exp=START + 50_000))
+    revocations = one.identity.directory.revocations
+    revocations.revoke_subject(
+        subject_of(ISSUER, "u-1"), until=last_expiry(settings_, now=one.clock.now)
+    )
+    one.clock.now -= 500
+    revocations.revoke_subject(subject_of(ISSUER, "u-1"), until=one.clock.now)
+    one.clock.now += 500
+    one.clock.now += 9_999
+    revocations.revoke_subject(subject_of(ISSUER, "u-3"), until=one.clock.now + 1)
+    assert await where.identify(mine) == "revoked"
+    # What was found right is remembered for a minute at most.
+    one.clock.now += 62
+    assert await where.identify(mine) == "expired_token"
+
+
+@pytest.mark.parametrize("given", ["", "a.b.c", "not a token", token(claims(iss="https://x"))])
+def test_what_no_provider_of_ours_can_have_issued_is_not_revoked(
+    one: Bench, tmp_path: Path, given: str
+) -> None:
+    with pytest.raises(AccountError, match="token of a configured identity provider"):
+        _handed_in(one, tmp_path, given)
 
 
 async def test_a_remembered_token_still_expires(tokens: BearerTokens, one: Bench) -> None:

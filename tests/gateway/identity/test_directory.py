@@ -20,6 +20,7 @@ from gateway.identity.credentials import SESSION_COOKIE
 from gateway.identity.database import DirectoryDatabase
 from gateway.identity.model import Identified, NotIdentified
 from gateway.identity.records import Grant, open_break_glass
+from gateway.identity.revocations import Revocable
 from gateway.identity.session_store import token_hash
 from tests.gateway.identity.workbench import Bench, bench, head, route
 from tests.postgres import running_postgres
@@ -319,8 +320,13 @@ async def test_postgresql_keeps_the_same_promises(
             ]
             assert counters == [True, False]
             revocations = first.identity.directory.revocations
-            revocations.revoke(issuer="i", jti="j", until=first.clock.now + 60)
-            assert second.identity.directory.revocations.read(issuer="i", jti="j")
+            one = Revocable(token="j", subject="s", issued_at=first.clock.now)
+            revocations.revoke("j", until=first.clock.now + 60)
+            assert second.identity.directory.revocations.read(one)
+            other = Revocable(token="k", subject="s", issued_at=first.clock.now)
+            assert not second.identity.directory.revocations.read(other)
+            revocations.revoke_subject("s", until=first.clock.now + 60)
+            assert second.identity.directory.revocations.read(other)
             with pytest.raises(AccountError):
                 second.account("ADA")
         finally:

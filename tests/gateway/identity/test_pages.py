@@ -294,6 +294,87 @@ async def test_break_glass_opens_one_record_for_a_time(one: Bench, browser: Brow
     assert closed.break_glass is None
 
 
+EMERGENCY = {"patient": "3", "reason": "found unconscious", "minutes": "60"}
+
+
+@pytest.mark.parametrize("code", [None, "", "000000", "used"])
+async def test_a_browser_that_was_left_open_opens_no_record_without_a_code(
+    one: Bench, browser: Browser, code: str | None
+) -> None:
+    account = one.clinician()
+    used = one.code(account)
+    one.clock.now -= 30
+    await browser.sign_in(account)
+    one.clock.now += 90
+    page = await browser.get("break-glass")
+    assert b'name="code"' in page.body
+    given = {} if code is None else {"code": used if code == "used" else code}
+    done = await browser.submit(page, "break-glass", **EMERGENCY, **given)
+    assert done.head.status == 400
+    assert b"This code is not right" in done.body
+    assert b"found unconscious" in done.body
+    assert one.identity.directory.grants.of(account.id) == []
+    assert one.entries()[-1].reason == "wrong_code"
+
+
+async def test_the_code_on_the_form_opens_the_record_and_makes_the_session_fresh(
+    one: Bench, browser: Browser
+) -> None:
+    account = one.clinician()
+    await browser.sign_in(account)
+    before = dict(browser.cookies)
+    one.clock.now += 300
+    page = await browser.get("break-glass")
+    done = await browser.submit(page, "break-glass", **EMERGENCY, code=one.code(account))
+    assert done.head.status == 303
+    assert browser.cookies != before
+    found = await _who(one, browser)
+    assert isinstance(found, Identified)
+    assert found.break_glass is not None
+    assert found.principal.assurance.second_factor_at == one.clock.now
+    # A form that is sent twice opens nothing twice, and is no wrong code.
+    again = await browser.get("break-glass")
+    assert b'name="code"' not in again.body
+    assert (await browser.submit(again, "break-glass", **EMERGENCY)).head.status == 303
+    assert len(one.identity.directory.grants.of(account.id)) == 1
+
+
+async def test_a_code_is_not_used_up_by_a_form_that_is_wrong_elsewhere(
+    one: Bench, browser: Browser
+) -> None:
+    account = one.clinician()
+    await browser.sign_in(account)
+    one.clock.now += 300
+    code = one.code(account)
+    page = await browser.get("break-glass")
+    wrong = await browser.submit(page, "break-glass", **EMERGENCY | {"reason": "?"}, code=code)
+    assert wrong.head.status == 400
+    done = await browser.submit(wrong, "break-glass", **EMERGENCY, code=code)
+    assert done.head.status == 303
+
+
+async def test_who_has_just_signed_in_needs_no_second_code(one: Bench, browser: Browser) -> None:
+    account = one.clinician()
+    await browser.sign_in(account)
+    one.clock.now += 59
+    page = await browser.get("break-glass")
+    assert b'name="code"' not in page.body
+    assert (await browser.submit(page, "break-glass", **EMERGENCY)).head.status == 303
+
+
+async def test_codes_are_not_guessed_on_the_form(one: Bench, browser: Browser) -> None:
+    account = one.clinician()
+    await browser.sign_in(account)
+    one.clock.now += 300
+    page = await browser.get("break-glass")
+    for _ in range(12):
+        page = await browser.submit(page, "break-glass", **EMERGENCY, code="000000")
+    assert b"This code is not right" not in page.body
+    right = await browser.submit(page, "break-glass", **EMERGENCY, code=one.code(account))
+    assert right.head.status == 400
+    assert one.identity.directory.grants.of(account.id) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [{"patient": ""}, {"patient": "3 4"}, {"reason": "  short  "}, {"minutes": "600"},

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
@@ -16,9 +17,14 @@ from audit.errors import LogUnavailableError
 from gateway.cli_users import UsersProgram, build
 from gateway.errors import AccountError
 from gateway.identity import passwords
+from gateway.identity.bearer import BearerTokens
+from gateway.identity.model import Identified
+from gateway.identity.revocations import Revocations
 from gateway.identity.service_accounts import hash_of
+from gateway.settings import IdentityProviderSettings
 from policies.model import ROLES
 from tests.audit.records import make_recorder
+from tests.gateway.identity.test_bearer import ISSUER, claims, provider, token
 from tests.gateway.identity.workbench import PASSWORD, Bench, Browser
 
 
@@ -27,6 +33,7 @@ class Users:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.providers: tuple[IdentityProviderSettings, ...] = ()
         recorder = make_recorder(bench.log, bench.sealer)
 
         @contextmanager
@@ -39,6 +46,7 @@ class Users:
                 actor="root",
                 roles=ROLES,
                 clock=bench.clock,
+                providers=self.providers,
             )
 
         self.app = build(open_program)
@@ -102,7 +110,7 @@ def test_unknown_roles_and_names_change_nothing(users: Users) -> None:
     assert users.bench.log.held == []
 
 
-@pytest.mark.parametrize("command", ["lock", "end-sessions", "reset"])
+@pytest.mark.parametrize("command", ["lock", "sign-out", "reset"])
 def test_what_takes_access_away_ends_sessions_at_once(users: Users, command: str) -> None:
     account = users.bench.clinician()
     users.bench.session(account)
@@ -110,6 +118,65 @@ def test_what_takes_access_away_ends_sessions_at_once(users: Users, command: str
     assert users.bench.identity.directory.sessions.of(account.id) == []
     assert [entry.outcome for entry in users.bench.entries()] == [None, "success"]
     assert len(users.bench.entries()[-1].patients) == 1
+
+
+async def test_a_token_is_revoked_by_command_in_every_worker_and_written_down(
+    users: Users, tmp_path: Path
+) -> None:
+    settings = provider(tmp_path)
+    users.providers = (settings,)
+    worker = BearerTokens(
+        [settings],
+        revocations=Revocations(users.bench.identity.directory.database, clock=users.bench.clock),
+        clock=users.bench.clock,
+    )
+    plain, named, left = (
+        token(claims(jti=jti, sub=sub))
+        for jti, sub in ((None, "u-1"), ("t-1", "u-2"), (None, "u-3"))
+    )
+    for each in (plain, named, left):
+        assert isinstance(await worker.identify(each), Identified)
+    assert users.run("revoke-token", typed=f"{plain}\n").exit_code == 0
+    assert users.run("revoke-token", "--jti", "t-1", "--issuer", ISSUER).exit_code == 0
+    assert await worker.identify(plain) == await worker.identify(named) == "revoked"
+    assert isinstance(await worker.identify(left), Identified)
+    done = users.run("revoke-token", "--subject", "u-3")
+    assert "lock the person there, too" in done.stdout
+    assert await worker.identify(left) == "revoked"
+    written = users.bench.entries()
+    assert [(one.details["what"], one.outcome) for one in written] == [
+        ("users_revoke_token", None), ("users_revoke_token", "success"),
+        ("users_revoke_token", None), ("users_revoke_token", "success"),
+        ("users_revoke_subject", None), ("users_revoke_subject", "success"),
+    ]  # fmt: skip
+    assert [len(one.patients) for one in written] == [1, 1, 0, 0, 1, 1]
+    held = b"".join(users.bench.log.held)
+    assert not any(one.encode() in held for one in (plain, "u-3", "t-1"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--subject", "u-1", "--issuer", "https://other.example"),
+        ("--jti", "t-1", "--issuer", "https://other.example"),
+        ("--subject", "u-1", "--jti", "t-1"),
+        (),
+    ],
+)
+def test_what_cannot_be_meant_revokes_nothing(
+    users: Users, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    users.providers = (provider(tmp_path),)
+    assert users.run("revoke-token", *words, typed="no token\n").exit_code != 0
+    assert users.bench.log.held == []
+
+
+def test_no_token_is_revoked_that_cannot_be_recorded(users: Users, tmp_path: Path) -> None:
+    users.providers = (provider(tmp_path),)
+    users.bench.log.fail = LogUnavailableError("away")
+    for words in (("--subject", "u-1"), ("--jti", "t-1"), ()):
+        done = users.run("revoke-token", *words, typed=f"{token(claims())}\n")
+        assert isinstance(done.exception, LogUnavailableError)
 
 
 def test_a_reset_forgets_password_and_second_factor(users: Users) -> None:

@@ -1,0 +1,97 @@
+"""The command as a whole: what it loads, where it refuses to begin, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: What takes long to load, and no help needs.
+HEAVY = ("sqlalchemy", "hvac", "requests", "mitmproxy", "granian", "jinja2", "cryptography.x509")
+
+
+def environment(*before: Path) -> dict[str, str]:
+    """Without settings of this process; `before` is looked through first for libraries."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HAVENGATE_")}
+    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, (*before, ROOT)))}
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "havengate", *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_does_not_wait_for_libraries_that_it_does_not_need() -> None:
+    code = (
+        "import sys; from havengate.cli import build; build(); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "status"),
+        ("keys", "erase", "Patient/1"),
+        ("audit", "search"),
+        ("audit", "verify"),
+        ("audit", "key"),
+        ("users", "list"),
+        ("check",),
+        ("up",),
+    ],
+)
+def test_in_a_folder_without_a_configuration_nothing_is_begun(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = command(tmp_path, *words)
+    assert done.returncode == 2, done.stderr
+    assert "There is no havengate.toml in" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_built_in_rules_can_be_looked_at_anywhere(tmp_path: Path) -> None:
+    done = command(tmp_path, "policy", "check")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_libraries_load_is_one_line(tmp_path: Path) -> None:
+    # A library that takes for ever, found before the real one.
+    slow = tmp_path / "typer.py"
+    slow.write_text("import time\nprint('loading', flush=True)\ntime.sleep(600)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "havengate", "--help"],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "loading\n"
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err == "havengate: interrupted before it began\n"
