@@ -10,7 +10,7 @@ from federated.approvals import FileSigner
 from federated.deployment.certificates import Certificates
 from federated.deployment.cli import StudyLogKeys
 from federated.deployment.places import Places
-from havengate import wiring
+from havengate import log_keys, wiring
 from havengate.configuration import Configuration
 
 
@@ -39,7 +39,7 @@ def study_log_keys(settings: Configuration, environ: Mapping[str, str]) -> Study
     """Ask the key server for the log's keys; the witnesses' stand in the configuration."""
     return StudyLogKeys(
         origin=settings.audit.origin,
-        log_keys=[key.text for key in wiring.read_verifier_keys(settings, environ)],
+        log_keys=[key.text for key in log_keys.read_verifier_keys(settings, environ)],
         witness_keys=[item.verifier_key for item in settings.audit.witnesses],
     )
 

@@ -18,7 +18,7 @@ from audit.note import VerifierKey
 from audit.reader import LogReader
 from federated.code_hash import installed_code_hash
 from federated.signed_study import verify_study
-from havengate import studies, wiring
+from havengate import log_keys, studies
 from havengate.configuration import load
 from tests.havengate.command import run, run_json
 from tests.openbao import RunningServer
@@ -72,7 +72,7 @@ class Clinic:
                     "ethics_board": [self.keys["board"]],
                     "sites": {"north": [self.keys["north"]]},
                     "origin": settings.audit.origin,
-                    "log_keys": [key.text for key in wiring.read_verifier_keys(settings, {})],
+                    "log_keys": [key.text for key in log_keys.read_verifier_keys(settings, {})],
                     "witness_keys": [VerifierKey.cosigner("witness.example", witness).text],
                 }
             )
