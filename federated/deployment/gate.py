@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from federated.errors import FederatedError
+from federated.errors import ApprovalError, FederatedError
 
 _LOG = structlog.get_logger("federated.gate")
 
@@ -32,6 +32,7 @@ type RunConfiguration = Mapping[str, bool | int | float | str]
 START_RUN: Final = "/v1/control/start-run"
 #: Carries the signed study, base64, with a request to start a run.
 STUDY_HEADER: Final = b"x-havengate-study"
+PROTOBUF: Final = b"application/protobuf"
 _CONTROL: Final = frozenset(
     {
         START_RUN,
@@ -131,6 +132,8 @@ class Gate:
         await self._app(scope, _replay(body), send)
 
     def _verify(self, scope: Scope, body: bytes) -> None:
+        if _header(scope, b"content-type") != PROTOBUF or _header(scope, b"content-encoding"):
+            raise ApprovalError("A run is started with plain protobuf, which is what is read here.")
         bundle_hash, configuration = self._parse_start(body)
         try:
             evidence = base64.b64decode(_header(scope, STUDY_HEADER), validate=True)

@@ -69,9 +69,19 @@ def parse_start(body: bytes) -> tuple[str, RunConfiguration]:
     except (DecodeError, ValueError) as error:
         raise DeploymentError("The request to start a run is malformed.") from error
     plain = StartRunRequest(fab=request.fab, override_config=request.override_config)
-    if request != plain or not request.fab.content:
+    # Byte by byte: what Flower reads is then exactly what was looked at here.
+    if plain.SerializeToString(deterministic=True) != body or not request.fab.content:
         raise DeploymentError("A run is started with its bundle and configuration alone.")
     return sha256(request.fab.content).hexdigest(), configuration
+
+
+def _replace(module: Any, name: str, value: object) -> None:
+    if not hasattr(module, name):
+        raise DeploymentError(
+            f"This version of Flower keeps {name} elsewhere: install one that Havengate was tested "
+            "with (1.39)."
+        )
+    setattr(module, name, value)
 
 
 def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
@@ -85,9 +95,9 @@ def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
     # The package's attribute of this name is the command.
     flower: Any = import_module("flwr.superlink.cli.flower_superlink")
     # Flower takes 2 GiB from whoever can open a connection.
-    flower.GRPC_MAX_MESSAGE_LENGTH = LARGEST_MESSAGE_BYTES
+    _replace(flower, "GRPC_MAX_MESSAGE_LENGTH", LARGEST_MESSAGE_BYTES)
     state: Any = import_module("flwr.server.superlink.linkstate.linkstate_factory")
-    state.SqlLinkState = LeanLinkState
+    _replace(state, "SqlLinkState", LeanLinkState)
     paths = (files.ca_file, files.certificate_file, files.key_file)
     authority, certificate, key = (Path(path).read_bytes() for path in paths)
     config = SuperLinkLifespanConfig(

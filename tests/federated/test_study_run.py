@@ -117,7 +117,12 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def minimum_cohort() -> int:
+    return 6
+
+
+@pytest.fixture
+def world(tmp_path: Path, minimum_cohort: int) -> Iterator[World]:
     parties, log, recorded = Parties(), StudyLog(tmp_path), MemoryLog()
     names = [f"node-{number}" for number in range(1, NODES + 1)]
     keys = {name: ensure_node_keys(tmp_path / name) for name in names}
@@ -134,6 +139,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
     }.items():
         text = text.replace(old, new)
+    text = text.replace("minimum_cohort = 6", f"minimum_cohort = {minimum_cohort}")
     signed = parties.sign(parse_study(text.encode()))
     index = log.append_published(signed.study)
     nodes = {name: _node(name, tmp_path / name, keys[name], parties, log) for name in names}
@@ -214,6 +220,23 @@ def test_reserves_nothing_when_too_few_are_there(world: World) -> None:
     with pytest.raises(CohortError, match="are there"):
         world.run()
     assert not world.reserved()
+
+
+@pytest.mark.parametrize("minimum_cohort", [26])
+def test_reserves_nothing_when_too_few_people_would_take_part(world: World) -> None:
+    with pytest.raises(CohortError, match="at least 26"):
+        world.run()
+    assert world.asked == ["greet"]
+    assert not world.reserved()
+
+
+@pytest.mark.parametrize("minimum_cohort", [21])
+def test_releases_nothing_when_too_few_people_survive(world: World) -> None:
+    world.faults["node-2", "share"] = gone
+    with pytest.raises(CohortError, match="20 people"):
+        world.run()
+    assert world.reserved()
+    assert not world.spent()
 
 
 FAULTS = ["noise", "empty", "huge", "unsigned", "nan", "wrong-shape"]

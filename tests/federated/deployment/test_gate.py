@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
@@ -49,7 +50,12 @@ def address_of(federation: Running) -> str:
 
 
 def start(
-    federation: Running, signed: SignedStudy | bytes, *, secret: bool = True, **changes: object
+    federation: Running,
+    signed: SignedStudy | bytes,
+    *,
+    secret: bool = True,
+    headers: Mapping[str, str] | None = None,
+    **changes: object,
 ) -> httpx.Response:
     """Ask for a run of a study, changed as said."""
     bundle = installed_bundle()
@@ -62,8 +68,11 @@ def start(
     with client_of(federation, secret=secret) as client:
         return client.post(
             "/v1/control/start-run",
-            content=StartRunRequest(**fields).SerializeToString(),
-            headers={STUDY_HEADER.decode(): base64.b64encode(evidence).decode()},
+            content=StartRunRequest(**fields).SerializeToString(deterministic=True),
+            headers={
+                STUDY_HEADER.decode(): base64.b64encode(evidence).decode(),
+                **(headers or {}),
+            },
         )
 
 
@@ -142,6 +151,23 @@ def test_nothing_starts_with_another_bundle(federation: Running) -> None:
     other = installed_bundle().content + b"\0"
     response = start(federation, federation.approved(), fab=Fab(content=other))
     assert response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-type": "application/json"}, {"content-encoding": "gzip"}]
+)
+def test_a_start_in_another_form_is_refused(federation: Running, headers: dict[str, str]) -> None:
+    signed = federation.approved()
+    assert start(federation, signed, headers=headers).status_code == 403
+
+
+def test_a_start_with_anything_appended_is_refused() -> None:
+    whole = StartRunRequest(fab=Fab(content=b"x")).SerializeToString(deterministic=True)
+    assert parse_start(whole)[1] == {}
+    # An unknown field, and the bundle once more.
+    for more in (b"\xa8\x3f\x01", StartRunRequest(fab=Fab(content=b"y")).SerializeToString()):
+        with pytest.raises(DeploymentError):
+            parse_start(whole + more)
 
 
 @pytest.mark.parametrize("field", ["app_spec", "user_prompt", "federation"])

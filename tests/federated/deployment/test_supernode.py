@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from flwr.app import Context
+from flwr.serverapp import Grid
 
+from federated.deployment.grid import GridExchange
 from federated.deployment.node_files import NodeFiles
 from federated.deployment.processes import QUIET, ChildProcess
 from federated.node.socket import VARIABLE
-from federated.study_run import Deadlines
+from federated.rounds import GREET, Greeting, open_reply, parse
+from federated.study_run import Patience
 from keys.openbao_process import free_port
 from keys.private_files import write_private
-from tests.federated.deployment.federation import Running
+from tests.federated.deployment.federation import PEOPLE, Running
 from tests.openbao import wait_until
 
 NODE = "node-5"
@@ -72,14 +76,23 @@ def stock(federation: Running, directory: Path) -> Iterator[Path]:
         os.kill(federation.federation.node_pid(NODE), signal.SIGCONT)
 
 
-def test_a_clinic_may_run_flowers_supernode(federation: Running, tmp_path: Path) -> None:
+def test_flowers_supernode_hands_messages_to_the_service_behind_the_socket(
+    federation: Running, tmp_path: Path
+) -> None:
+    """One stage: a whole round takes a cold process for each of six, and minutes."""
     federation.wait_whole()
-    before = len(federation.receipts(NODE))
+    signed = federation.approved()
+    node, link = federation.roster.flower_ids()[NODE], federation.federation.link
+    patience = Patience(timeout_s=180.0, enough=1, stragglers_s=0.0)
+    answers: dict[int, bytes] = {}
     with stock(federation, tmp_path) as log:
         wait_until(lambda: b"SuperNode ID" in log.read_bytes(), timeout_s=120)
-        outcome = federation.run(
-            federation.approved(), Deadlines(greet_s=90.0, stage_s=120.0, stragglers_s=80.0)
-        )
-    assert not outcome.failures
-    assert outcome.answers[0].nodes == 5
-    assert len(federation.receipts(NODE)) == before + 1
+        run_id = link.start(signed.encode(), signed.study.run_configuration())
+
+        def conduct(grid: Grid, context: Context) -> None:
+            answers.update(GridExchange(grid).ask(GREET, {node: b""}, patience))
+
+        link.execute(run_id, conduct)
+    key = federation.roster.keys()[NODE]
+    payload = open_reply(key, answers[node], run_id=run_id, stage=GREET, request=b"")
+    assert parse(Greeting, payload).people == len(PEOPLE)
