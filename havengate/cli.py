@@ -62,6 +62,11 @@ type HavengateError = (
 )
 
 REFUSED, WRONG, UNAVAILABLE = 1, 2, 3
+#: What a gateway does without (the extra `federated`).
+_OF_STUDIES = frozenset({
+    "dp_accounting", "flwr", "keyring", "matplotlib", "numpy", "scipy", "shamirs", "sqlcipher3",
+})  # fmt: skip
+
 _file: Path | None = None
 
 
@@ -83,6 +88,15 @@ def main() -> None:
         ConfigurationError,
     ) as error:
         sys.exit(_report(error))
+    except ModuleNotFoundError as error:
+        if error.name not in _OF_STUDIES:
+            raise
+        typer.echo(
+            "havengate: studies and devices need libraries that are not installed here: install "
+            "havengate[federated].",
+            err=True,
+        )
+        sys.exit(UNAVAILABLE)
 
 
 def build() -> typer.Typer:

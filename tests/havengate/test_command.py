@@ -95,3 +95,28 @@ def test_ctrl_c_while_libraries_load_is_one_line(tmp_path: Path) -> None:
         _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err == "havengate: interrupted before it began\n"
+
+
+@pytest.mark.parametrize("words", [("device", "receipts"), ("federated", "up"), ("study", "list")])
+def test_a_gateway_without_the_libraries_of_studies_says_what_to_install(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "havengate.toml").write_text("")
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['numpy', 'flwr', 'sqlcipher3']))\n"
+        f"sys.argv = ['havengate', *{words!r}]\n"
+        "from havengate.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert "install havengate[federated]" in done.stderr
