@@ -1,4 +1,4 @@
-"""`make demo`: a gateway in front of an app that knows nothing of it, and a scripted morning.
+"""`make demo`: a gateway in front of an app, a scripted morning, and a study over four sites.
 
 Starts on loopback, as processes of their own: the example clinic (`examples.clinic`) and `havengate
 up` with its key server. Everything lies below `./var/demo`. Then it drives what a clinic sees in a
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.markup import escape
 
+from examples import study
 from examples.visitor import Answer, Visitor, secret_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,6 +88,8 @@ def main() -> None:
         verdict = havengate("audit", "verify").strip().splitlines()[-1]
         say("the log", f"is sound: {verdict.removeprefix('Sound').strip()}")
         console.print(f"\nThe morning took {time.monotonic() - started_at:.0f} s.")
+        console.print("\n[bold]A study[/]: one question to 5,068 people at four sites\n")
+        study.play(HOME / "study", say)
         if once:
             return
         show_doors(base, people, ports)

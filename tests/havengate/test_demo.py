@@ -55,6 +55,9 @@ def test_the_demo_tells_its_whole_story(played: tuple[Path, str]) -> None:
         "no sign-in (401), a forged token (401), a forged header (401), a crooked path (400)",
         "Dr Dorn opens Patient/3 with a reason, for an hour; Patient/6 stays closed",
         "sound: every byte is what the checkpoint says",
+        "answered, 5,068 people at 4 nodes",
+        "each person ε = 1, δ = 0",
+        "var/demo/study/var/reports/sleep-and-mood/report.html",
     ):
         assert expected in told
 
