@@ -128,7 +128,7 @@ def test_a_form_names_no_other_method(form: bytes) -> None:
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e999", b"NaN", b"Infinity"])
 def test_a_number_that_nobody_can_write_down_is_refused(number: bytes) -> None:
-    with pytest.raises(ValueError, match="JSON|out of range"):
+    with pytest.raises(ValueError, match=r"JSON|out of range"):
         bodies.parse_json(b'{"a":' + number + b"}")
 
 

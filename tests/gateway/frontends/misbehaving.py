@@ -105,7 +105,7 @@ class App:
         piece: bytes | None = None
         while piece != b"":
             await writer.drain()
-            while not self.told:
+            while not self.told:  # noqa: ASYNC110 - told from another thread  # noqa: ASYNC110 - told from another thread
                 await asyncio.sleep(0.01)
             piece = self.told.popleft()
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
