@@ -8,6 +8,8 @@ is sent to Flower's makers: telemetry and update checks hang on the command, whi
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import ssl
 import sys
@@ -22,8 +24,8 @@ from federated.errors import DeploymentError, FederatedError
 
 #: Larger messages of nodes are refused. A masked vector of 10,000 values is 80 kB.
 LARGEST_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-#: A signed study in a header, base64.
-_LARGEST_HEADERS_BYTES: Final = 256 * 1024
+#: A call makes some thousand objects, nearly all of which are gone without a collection.
+_COLLECT: Final = (50_000, 20, 20)
 #: Middleware of Flower's for logins of people, licences and event logs: none of which are served.
 _IDLE: Final = frozenset(
     {"ControlSensitiveResponseMiddleware", "ControlLicenseMiddleware", "ControlEventLogMiddleware"}
@@ -140,9 +142,9 @@ def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
 
 def coordinator_only(name: str) -> type[Any]:
     """Return uvicorn's protocol, but closed to clients whose certificate does not carry `name`."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class CoordinatorOnly(H11Protocol):
+    class CoordinatorOnly(HttpToolsProtocol):
         """One connection, dropped before its first byte is read unless the coordinator's."""
 
         def connection_made(self, transport: Any) -> None:
@@ -159,17 +161,24 @@ def serve(files: SuperLinkFiles, rule: StartRule) -> None:
     """Serve until SIGTERM or SIGINT."""
     import uvicorn
 
+    app = application(files, rule)
+    # Flower says a line for each message of each node.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    # What is here now stays; looking through it again and again costs every call.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
     config = uvicorn.Config(
-        application(files, rule),
+        app,
         host=files.host,
         port=files.http_port,
+        loop="uvloop",
         http=coordinator_only(files.coordinator_name),
         ws="none",
         lifespan="on",
         access_log=False,
         server_header=False,
         log_level="warning",
-        h11_max_incomplete_event_size=_LARGEST_HEADERS_BYTES,
         ssl_certfile=files.certificate_file,
         ssl_keyfile=files.key_file,
         ssl_ca_certs=files.ca_file,

@@ -6,7 +6,7 @@ its hash must be that of the app installed here, else every message of the run i
 message asks is decided by the service behind the ClientApp (`federated.node.service`): the guard
 first, then consent, budget and rows.
 
-Looks are 100 ms apart while a round is on, and further apart the longer nothing comes. A SuperLink
+Looks are 100 to 400 ms apart while a round is on, and up to a second after that. A SuperLink
 that is away or was restarted is tried again, with growing pauses, until SIGTERM.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 import signal
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,11 +58,14 @@ class Service(Protocol):
 class Pace:
     """Pauses between looks, in seconds.
 
-    The first after a message, the longest in a quiet time, the growth between them, and the longest
-    between attempts to reach a SuperLink that is away.
+    The first after a message, the longest while a round may be on (`round_s` after the last
+    message), the longest in a quiet time, the growth between them, and the longest between attempts
+    to reach a SuperLink that is away.
     """
 
     first_s: float = 0.1
+    in_round_s: float = 0.4
+    round_s: float = 30.0
     longest_s: float = 1.0
     growth: float = 1.4
     away_s: float = 10.0
@@ -101,14 +105,16 @@ class Agent:
 
     def _serve(self, connection: FleetConnection, node_id: int) -> None:
         lost = threading.Event()
-        pause_s = self._pace.first_s
+        pause_s, last = self._pace.first_s, float("-inf")
         with heartbeats(connection, lost):
             while not self._stopping.is_set() and not lost.is_set():
                 if self._one(connection, node_id):
-                    pause_s = self._pace.first_s
+                    pause_s, last = self._pace.first_s, time.monotonic()
                     continue
                 self._stopping.wait(pause_s)
-                pause_s = min(pause_s * self._pace.growth, self._pace.longest_s)
+                in_round = time.monotonic() - last < self._pace.round_s
+                longest_s = self._pace.in_round_s if in_round else self._pace.longest_s
+                pause_s = min(pause_s * self._pace.growth, longest_s)
 
     def _one(self, connection: FleetConnection, node_id: int) -> bool:
         """Answer the next message; return whether there was one."""
