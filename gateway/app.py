@@ -31,7 +31,7 @@ from gateway.identity.credentials import strip
 from gateway.identity.shared_secret import SharedSecret
 from gateway.identity.totp import SecretStore
 from gateway.identity.wiring import Identity
-from gateway.protection import KeyLoader, PseudonymSource, TenantSealer, sealing_ready
+from gateway.protection import KeyLoader, PersonSeals, PseudonymSource, TenantSealer, sealing_ready
 from gateway.routes import compile_routes
 from gateway.settings import GatewaySettings, RouteSettings
 from keys.blindindex import BlindIndex
@@ -102,6 +102,7 @@ class Gateway:
         self._identity = Identity.open(
             settings.identity,
             store=foundations.secrets,
+            sealer=PersonSeals(tenant=foundations.tenant, keyring=foundations.keyring),
             signer=foundations.identity_signer,
             recorder=recorder,
             tenant=foundations.tenant,

@@ -25,6 +25,25 @@ class PseudonymSource(Protocol):
         ...
 
 
+class PersonSeals:
+    """Satisfies `gateway.identity.reasons.PersonSealer` for one tenant. Blocks: use a thread."""
+
+    def __init__(self, *, tenant: str, keyring: Keyring) -> None:
+        self._tenant = tenant
+        self._keyring = keyring
+
+    def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
+        """Seal under the newest key of the person, made if need be. Raises a `KeysError`."""
+        return self._keyring.seal(self._context(person, service, field), plaintext)
+
+    def unseal(self, *, person: str, service: str, field: str, text: str) -> bytes:
+        """Open it. Raises a `KeysError`."""
+        return self._keyring.unseal(self._context(person, service, field), text)
+
+    def _context(self, person: str, service: str, field: str) -> FieldContext:
+        return FieldContext(tenant=self._tenant, person=person, service=service, field=field)
+
+
 class TenantSealer:
     """Satisfies `gateway.core.enforcement.Sealer` for one tenant. Threads may share it.
 

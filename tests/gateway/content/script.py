@@ -146,7 +146,7 @@ class World:
     loaded: list[LoadKeys] = field(default_factory=list)
     trail: Trail | None = None
 
-    def do(self, command: object) -> Answer:
+    def do(self, command: object) -> Answer:  # noqa: PLR0911 - one table
         match command:
             case LoadFacts(patients=patients):
                 return Facts(
