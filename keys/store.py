@@ -82,14 +82,14 @@ class KeyStore:
 
     # --- Keys -------------------------------------------------------------------------------------
 
-    def by_id(self, key_id: str, *, uses: int = 1) -> DataKey:
-        """Return the key that a sealed text names, for so many uses.
+    def by_id(self, key_id: str) -> DataKey:
+        """Return the key that a sealed text names.
 
         Raises `PersonErasedError` if it was destroyed, `UnknownKeyError` if the table has none
         such.
         """
         self.refresh()
-        key = self._cache.get(key_id, uses=uses)
+        key = self._cache.get(key_id)
         for _ in range(ATTEMPTS):
             key = key or self._cache.load([key_id], self._fetch).get(key_id)
             if key is not None:
