@@ -31,7 +31,7 @@ from gateway.identity.credentials import strip
 from gateway.identity.shared_secret import SharedSecret
 from gateway.identity.totp import SecretStore
 from gateway.identity.wiring import Identity
-from gateway.protection import KeyLoader, PseudonymSource, TenantSealer
+from gateway.protection import KeyLoader, PersonSeals, PseudonymSource, TenantSealer, sealing_ready
 from gateway.routes import compile_routes
 from gateway.settings import GatewaySettings, RouteSettings
 from keys.blindindex import BlindIndex
@@ -86,17 +86,23 @@ class Gateway:
         self._routes = compile_routes(settings.routes)
         self._upstreams = Upstreams(self._routes)
         self._facts = FactsSource(self._routes, self._upstreams.fetch)
-        loader = KeyLoader(tenant=foundations.tenant, keyring=foundations.keyring)
+        sealer = TenantSealer(
+            tenant=foundations.tenant,
+            keyring=foundations.keyring,
+            index=foundations.index,
+            pseudonyms=foundations.pseudonyms,
+        )
         recorder = AsyncRecorder(
             foundations.log,
             sealer=foundations.keyring,
             clock=clock,
             ids=foundations.ids,
-            ready=loader.ready,
+            ready=sealing_ready(foundations.keyring),
         )
         self._identity = Identity.open(
             settings.identity,
             store=foundations.secrets,
+            sealer=PersonSeals(tenant=foundations.tenant, keyring=foundations.keyring),
             signer=foundations.identity_signer,
             recorder=recorder,
             tenant=foundations.tenant,
@@ -112,7 +118,7 @@ class Gateway:
             facts=self._facts,
             assertions=self._identity.assertions,
             recorder=recorder,
-            keys=loader,
+            keys=KeyLoader(tenant=foundations.tenant, keyring=foundations.keyring, sealer=sealer),
             upstreams=self._upstreams,
             pages=self._identity.pages,
         )
@@ -121,12 +127,7 @@ class Gateway:
             routes=self._routes,
             handlers=make_handlers(settings.routes, Pager(paging.mac("links").encode())),
             in_force=lambda: self._policies.current,
-            sealer=TenantSealer(
-                tenant=foundations.tenant,
-                keyring=foundations.keyring,
-                index=foundations.index,
-                pseudonyms=foundations.pseudonyms,
-            ),
+            sealer=sealer,
             limits=settings.limits,
             strip=strip,
             clock=clock,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from audit.recorder import Act, Begun, End
     from gateway.identity.directory import Directory
     from gateway.identity.passwords import Passwords
+    from gateway.identity.reasons import PersonSealer
     from gateway.identity.records import Account
     from gateway.identity.totp import SecondFactors, SecretStore
     from gateway.settings import IdentityProviderSettings
@@ -61,11 +62,13 @@ class UsersProgram:
     """What one command works with. `actor` is who runs it, for the log.
 
     `roles` are those that rules know, `kv` the secrets below `gateway` on the key server,
+    `sealer` seals under keys of persons,
     `providers` the identity providers whose tokens are accepted.
     """
 
     directory: Directory
     kv: SecretStore
+    sealer: PersonSealer
     recorder: BlockingRecorder
     tenant: str
     actor: str
@@ -242,12 +245,13 @@ def _add_break_glass(app: typer.Typer, open_program: OpenProgram) -> None:
         as_json: JSONOption = False,
     ) -> None:
         """Show who opened whose record in an emergency, and why, for review."""
+        from gateway.identity.reasons import Reasons
         from gateway.identity.shared_secret import SharedSecret
         from gateway.identity.wiring import REASONS_SECRET
 
         with open_program() as program, program.recorded("users_break_glass"):
-            secret = SharedSecret.open(program.kv, REASONS_SECRET, program.directory.database)
-            program.directory.grants.keep_reasons_under(secret)
+            before = SharedSecret.open(program.kv, REASONS_SECRET, program.directory.database)
+            program.directory.grants.keep_reasons_under(Reasons(program.sealer, before=before))
             grants = program.directory.grants.since(program.clock() - days * 86_400)
             logins = {one.id: one.login for one in program.directory.accounts.all()}
         found = [

@@ -82,6 +82,19 @@ class UnavailableError(GatewayError):
             self.code = code
 
 
+class NotAtHandError(UnavailableError):
+    """A pure step needs what is not in memory: load it, and begin the step anew.
+
+    `name` is the purpose and person of a pseudonym; None stands for the keys of the blind index.
+    """
+
+    code = "gateway.keys_not_at_hand"
+
+    def __init__(self, name: tuple[str, str] | None = None) -> None:
+        super().__init__("Keys that are needed are not in memory.")
+        self.name = name
+
+
 # --- The operator must act ------------------------------------------------------------------------
 
 

@@ -26,7 +26,9 @@ _SMALL = b"0.0000"
 #: In the bytes with every digit and point made a zero.
 _ZEROS = bytes.maketrans(b"123456789.", b"0" * 10)
 _LONG_RUN = b"0" * 17
-_LONG = re.compile(_LONG_RUN + rb"0*[\s,\]}]").search
+# From the beginning of a run only, and without giving any of it back: else a long one, which may be
+# text, would be gone through once for each of its digits.
+_LONG = re.compile(rb"(?<!0)0{17,}+[\s,\]}]").search
 _POWERS = (b"0e", b"0E")
 _EXPONENTS = (
     re.compile(rb"e[-+]?0+[\s,\]}]").search,

@@ -76,10 +76,14 @@ def next_link(bundle: dict[str, Any]) -> str | None:
     return None
 
 
-def verify_filtered(bundle: dict[str, Any], parameter: str) -> None:
+def verify_filtered(
+    bundle: dict[str, Any], parameter: str, wanted: frozenset[str] = frozenset()
+) -> None:
     """Raise `UnreadableError` if the app says that it has not looked at a parameter.
 
-    The `self` link holds the parameters that were used (FHIR R4, http.html#conformance-of-search).
+    Nor may it say that it left some of `wanted` (ids without type) out: it has not searched for
+    them. The `self` link holds the parameters that were used (FHIR R4,
+    http.html#conformance-of-search).
     """
     for link in _listed(bundle.get("link")):
         if not isinstance(link, dict) or link.get("relation") != "self":
@@ -92,6 +96,14 @@ def verify_filtered(bundle: dict[str, Any], parameter: str) -> None:
         # A link without any parameter says nothing about them.
         if names and parameter not in names:
             raise UnreadableError(f"an answer that did not take {parameter} into account")
+        named = {
+            value.rpartition("/")[2]
+            for name, values in used
+            if name.partition(":")[0] == parameter
+            for value in values.split(",")
+        }
+        if names and not wanted <= named:
+            raise UnreadableError(f"an answer that did not take all of {parameter} into account")
 
 
 def own_target(base: str, link: str, path: str) -> tuple[str, str]:

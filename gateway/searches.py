@@ -66,12 +66,19 @@ class Searches:
         self._told: set[tuple[str, str]] = set()
 
     async def search(
-        self, source: Route, type_: str, parameters: dict[str, str]
+        self,
+        source: Route,
+        type_: str,
+        parameters: dict[str, str],
+        *,
+        wanted: frozenset[str] = frozenset(),
+        trial: bool = False,
     ) -> list[dict[str, Any]] | None:
         """All resources of a search, or None if they cannot be told.
 
-        The first of the parameters is the one that the app must have taken into account. Raises
-        `UnusableError`.
+        The first of the parameters is the one that the app must have taken into account, with all
+        of `wanted`. Of a `trial`, after which it is asked otherwise, the operator is told nothing.
+        Raises `UnusableError`.
         """
         path = upstream_path(source, f"{source.base}/{type_}")
         query = urlencode({**parameters, "_count": str(PAGE_SIZE)}, safe=",")
@@ -81,7 +88,7 @@ class Searches:
                 bundle = await self._page(source, path, query)
                 if number == 0:
                     # Later pages may be known by a name that says nothing about parameters.
-                    verify_filtered(bundle, next(iter(parameters)))
+                    verify_filtered(bundle, next(iter(parameters)), wanted)
                 found += resources_of(bundle, type_)
                 link = next_link(bundle)
                 if link is None:
@@ -90,9 +97,11 @@ class Searches:
                     break
                 path, query = own_target(source.upstream_base, link, path)
         except UnreadableError as error:
-            self.tell(source, type_, str(error))
-            return None
-        self.tell(source, type_, "")
+            answered = str(error)
+        else:
+            answered = ""
+        if not trial:
+            self.tell(source, type_, answered)
         return None
 
     def tell(self, source: Route, type_: str, answered: str) -> None:

@@ -212,7 +212,7 @@ def _serve(settings: Configuration, stack: ExitStack, over: threading.Event) -> 
     from gateway.core.exchange import Summary
     from gateway.frontends.intercept import Intercept
     from gateway.frontends.intercept_tls import Leaves
-    from gateway.protection import KeyLoader
+    from gateway.protection import sealing_ready
     from havengate.wiring import new_request_id, open_keys
 
     keys = stack.enter_context(open_keys(settings, os.environ))
@@ -234,7 +234,7 @@ def _serve(settings: Configuration, stack: ExitStack, over: threading.Event) -> 
             sealer=keys.keyring,
             clock=time.time,
             ids=new_request_id,
-            ready=KeyLoader(tenant=settings.tenant, keyring=keys.keyring).ready,
+            ready=sealing_ready(keys.keyring),
         ),
         leaves=lambda may: Leaves(
             keys.client, settings=settings.keys.pki, may_stand_for=may, clock=time.time

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from gateway.cli_users import UsersProgram
 from gateway.identity.directory import Directory
+from gateway.protection import PersonSeals
 from havengate.configuration import Configuration
 from havengate.wiring import open_program
 from keys.kv import KVStore
@@ -29,6 +30,7 @@ def open_users(settings: Configuration, environ: Mapping[str, str]) -> Iterator[
             yield UsersProgram(
                 directory=directory,
                 kv=KVStore(program.keys.client, "gateway"),
+                sealer=PersonSeals(tenant=settings.tenant, keyring=program.keys.keyring),
                 recorder=program.recorder,
                 tenant=settings.tenant,
                 actor=program.commands.actor,

@@ -75,6 +75,22 @@ class BlindIndex:
         place = _place(tenant, service, field)
         return self._tokens(tenant, place, value, self._searched)
 
+    def prefetch(self, *, tenant: str) -> None:
+        """Bring what tokens of this tenant need into memory; a first key is made if need be."""
+        check_name("tenant", tenant)
+        self._store.prefetch([row.key_id for row in self._searched(self._versions(tenant))])
+
+    def is_loaded(self, *, tenant: str) -> bool:
+        """True if making tokens asks neither key table nor key server, for as long as is fresh."""
+        rows = self._known.get(tenant)
+        return (
+            rows is not None
+            and self._store.is_fresh()
+            and self._store.is_loaded(
+                {row.key_id for row in (_written(rows), *self._searched(rows))}
+            )
+        )
+
     def rotate(self, *, tenant: str, actor: str) -> int:
         """Begin a new version and return its number.
 

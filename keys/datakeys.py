@@ -146,10 +146,10 @@ class DataKeyCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, name: KeyName, *, uses: int = 1) -> DataKey | None:
-        """Return the key if it is here and still within its bounds, and count the uses."""
+    def get(self, name: KeyName) -> DataKey | None:
+        """Return the key if it is here and still within its bounds, and count the use."""
         with self._lock:
-            return self._get(name, self._now(), uses)
+            return self._get(name, self._now())
 
     def load(
         self,
@@ -217,7 +217,7 @@ class DataKeyCache:
         self._last_seen = now
         return now
 
-    def _get(self, name: KeyName, now: float, uses: int = 1) -> DataKey | None:
+    def _get(self, name: KeyName, now: float) -> DataKey | None:
         key_id = name if isinstance(name, str) else self._sealing.get(name)
         key = self._entries.get(key_id) if key_id is not None else None
         if key is None:
@@ -225,7 +225,7 @@ class DataKeyCache:
         if not self._is_usable(key, now):
             self._drop(key)
             return None
-        key.uses += uses
+        key.uses += 1
         self._entries.move_to_end(key.key_id)
         return key
 

@@ -82,14 +82,14 @@ class KeyStore:
 
     # --- Keys -------------------------------------------------------------------------------------
 
-    def by_id(self, key_id: str, *, uses: int = 1) -> DataKey:
-        """Return the key that a sealed text names, for so many uses.
+    def by_id(self, key_id: str) -> DataKey:
+        """Return the key that a sealed text names.
 
         Raises `PersonErasedError` if it was destroyed, `UnknownKeyError` if the table has none
         such.
         """
         self.refresh()
-        key = self._cache.get(key_id, uses=uses)
+        key = self._cache.get(key_id)
         for _ in range(ATTEMPTS):
             key = key or self._cache.load([key_id], self._fetch).get(key_id)
             if key is not None:
@@ -179,13 +179,27 @@ class KeyStore:
 
         Raises `KeyTableError` if the table cannot be asked: nothing kept may be used then.
         """
+        self._refresh(self._settings.refresh_s)
+
+    def refresh_ahead(self) -> None:
+        """`refresh`, twice as often: for half of `refresh_s` nothing will ask the key table."""
+        self._refresh(self._settings.refresh_s / 2)
+
+    def is_fresh(self) -> bool:
+        """True if `refresh_ahead` would ask nothing now."""
+        return self._is_younger(self._settings.refresh_s / 2)
+
+    def _is_younger(self, age_s: float) -> bool:
         # A clock that stepped back gives a negative age, which is not fresh either.
-        if 0 <= self._monotonic() - self._refreshed_at < self._settings.refresh_s:
+        return 0 <= self._monotonic() - self._refreshed_at < age_s
+
+    def _refresh(self, age_s: float) -> None:
+        if self._is_younger(age_s):
             return
         with self._refreshing:
-            now = self._monotonic()
-            if 0 <= now - self._refreshed_at < self._settings.refresh_s:
+            if self._is_younger(age_s):
                 return
+            now = self._monotonic()
             generation = self.table.generation()
             if self._generation not in {None, generation}:
                 self.empty()

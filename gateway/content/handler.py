@@ -31,6 +31,7 @@ somebody else makes between reading whose record it is and writing it. An opaque
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from gateway.content import bodies
 from gateway.content.fields import compile_fields
@@ -98,16 +99,19 @@ class ContentHandler:
             raise UnsupportedError("Nothing here says what this is.", status=404)
         reading = Reading(enforcement=enforcement, matched=matched, fields=self._fields)
         if head.method in {"GET", "HEAD"}:
-            reply = yield from reading.read(self._query(enforcement, matched))
+            reply = yield from reading.read((yield from self._query(enforcement, matched)))
             return replace(reply, body=b"") if head.method == "HEAD" else reply
         shows = head.method == "POST" and matched.rule.action_for(head.method) in _SHOWING
         writing = Writing(reading=reading, rules=self._rules, shows=shows)
-        return (yield from writing.write(body, self._query(enforcement, matched)))
+        query = yield from self._query(enforcement, matched)
+        return (yield from writing.write(body, query))
 
-    def _query(self, enforcement: Enforcement, matched: Matched) -> str:
-        return self._fields.query(
+    def _query(self, enforcement: Enforcement, matched: Matched) -> Steps[str]:
+        read = partial(
+            self._fields.query,
             enforcement.head.query,
             matched.rule.type,
             service=enforcement.route.name,
             sealer=enforcement.sealer,
         )
+        return (yield from enforcement.at_hand(read))

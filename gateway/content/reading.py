@@ -11,7 +11,7 @@ from http import HTTPStatus
 from gateway.content import bodies, release
 from gateway.content.fields import JSONFields
 from gateway.content.pointers import JSON
-from gateway.content.records import Decided, ask_all, decide, finish
+from gateway.content.records import Decided, ask_all, decide, finish, name_ahead
 from gateway.content.rules import Matched, Rule, patient_id
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import Enforcement, Question, RefusedError, Reply, Steps
@@ -181,6 +181,7 @@ class Reading:
             asking.demand(one.question)
             yield from asking.begin()
         # The record's own decision says what is done to it; the request's adds its notices.
+        yield from name_ahead(asking, [(one, decision)], self.rule)
         content = finish(asking, one, decision, self.rule, self.fields)
         all_of_it = join((*obligations, *decision.obligations))
         headers = bodies.released_headers(fetched.head.headers, asking.route, location=written)
@@ -233,6 +234,7 @@ class Reading:
         if asking.trail.begun is None:
             asking.demand(going[0][0].question)
             yield from asking.begin()
+        yield from name_ahead(asking, going, self.rule)
         listed = [finish(asking, one, allowed, self.rule, self.fields) for one, allowed in going]
         uncounted = release.out_of_counts(everything)
         counted = sum(not (one.question.labels.codes & uncounted) for one, _ in going)

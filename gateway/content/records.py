@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from gateway.content import release
 from gateway.content.fields import JSONFields
@@ -196,8 +197,23 @@ def finish(
 
     A pseudonym of the record's patient hangs on his own key, and ends with it.
     """
-    type_ = rule.type
     obligations = enforcement.release(one.question, allowed)
+    return fields.cleaned(_shown(enforcement, one, obligations, rule), rule.type)
+
+
+def name_ahead(
+    enforcement: Enforcement, going: Iterable[tuple[Decided, Allowed]], rule: Rule
+) -> Steps[None]:
+    """After it, `finish` asks nobody for a pseudonym. Raises `UnavailableError`."""
+    for one, allowed in going:
+        obligations = allowed.obligations
+        show = partial(_shown, enforcement, one, obligations, rule)
+        yield from enforcement.name_ahead(obligations, show)
+
+
+def _shown(
+    enforcement: Enforcement, one: Decided, obligations: Iterable[Obligation], rule: Rule
+) -> JSON:
     purpose = enforcement.identified.purpose
     patients = patients_in(one.content, rule.patient) or frozenset()
 
@@ -207,5 +223,4 @@ def finish(
             path, _, value = patient_reference(patient).partition("/")
         return enforcement.sealer.pseudonym(purpose=purpose, kind=path, value=value)
 
-    content = release.carry_out(one.content, type_, obligations, pseudonym=pseudonym)
-    return fields.cleaned(content, type_)
+    return release.carry_out(one.content, rule.type, obligations, pseudonym=pseudonym)

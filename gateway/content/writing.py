@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 
 from gateway.content import bodies, release
@@ -264,12 +265,17 @@ class Writing:
         records = content if isinstance(content, list) else [content]
         persons = [self._person(record, told) for record in records]
         yield from asking.load_keys(persons=[one for one in persons if one])
-        sealed = [
-            fields.protect(
-                record, type_, person=person, service=asking.route.name, sealer=asking.sealer
+        sealed = []
+        for record, person in zip(records, persons, strict=True):
+            protect = partial(
+                fields.protect,
+                record,
+                type_,
+                person=person,
+                service=asking.route.name,
+                sealer=asking.sealer,
             )
-            for record, person in zip(records, persons, strict=True)
-        ]
+            sealed.append((yield from asking.at_hand(protect)))
         return bodies.dump_json(sealed if isinstance(content, list) else sealed[0])
 
     def _person(self, record: JSON, told: frozenset[str]) -> str:

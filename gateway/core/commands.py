@@ -128,6 +128,16 @@ class LoadKeys:
     texts: tuple[str, ...] = field(default=(), repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeReady:
+    """Bring into memory what a step lacked (`NotAtHandError.name`), so that it can begin anew.
+
+    Answer: `Signal.DONE` or `Failed`.
+    """
+
+    name: tuple[str, str] | None = field(default=None, repr=False)
+
+
 # --- The client -----------------------------------------------------------------------------------
 
 
@@ -254,6 +264,7 @@ Command = (
     | RecordIntent
     | RecordOutcome
     | LoadKeys
+    | MakeReady
     | ReceiveAll
     | Receive
     | Respond

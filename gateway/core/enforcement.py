@@ -25,6 +25,7 @@ from gateway.core.commands import (
     Fetched,
     LoadFacts,
     LoadKeys,
+    MakeReady,
     Recorded,
     RecordIntent,
     Signal,
@@ -32,14 +33,14 @@ from gateway.core.commands import (
 from gateway.core.entries import Trail
 from gateway.core.messages import RequestHead, ResponseHead
 from gateway.core.questions import Question
-from gateway.errors import UnavailableError, UpstreamError, UpstreamTimeoutError
+from gateway.errors import NotAtHandError, UnavailableError, UpstreamError, UpstreamTimeoutError
 from gateway.identity.model import Identified
 from gateway.routes import Route, upstream_path
 from gateway.settings import LimitSettings
 from policies import consent, model
 from policies.labels import Labeller, Labels
 from policies.model import Allowed, ConsentVerdict, Decision, Denied, Purpose
-from policies.obligations import ALL, Obligation, Review, StepUp
+from policies.obligations import ALL, Obligation, Pseudonymise, Review, StepUp
 from policies.store import InForce
 
 __all__ = ["Enforcement", "Question", "RefusedError", "Reply", "Sealer", "Steps"]
@@ -95,15 +96,18 @@ class Sealer(Protocol):
         ...
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:
-        """The blind-index token to store."""
+        """The blind-index token to store. May raise `NotAtHandError`."""
         ...
 
     def tokens_for_search(self, *, service: str, field: str, value: bytes) -> list[str]:
-        """The tokens to search for."""
+        """The tokens to search for. May raise `NotAtHandError`."""
         ...
 
     def pseudonym(self, *, purpose: Purpose, kind: str, value: str) -> str:
-        """A stable stand-in for an identifier, other for each purpose and installation."""
+        """A stable stand-in for an identifier, other for each purpose and installation.
+
+        May raise `NotAtHandError`.
+        """
         ...
 
 
@@ -316,6 +320,28 @@ class Enforcement:
         if answer is not Signal.DONE:
             raise unavailable(answer)
 
+    def at_hand[T](self, step: Callable[[], T]) -> Steps[T]:
+        """The value of a pure step with `sealer`: what it lacks is loaded, and it begins anew.
+
+        `step` may run many times, so it notes nothing. Raises `UnavailableError`.
+        """
+        for _ in range(_MOST_LOADS):
+            try:
+                return step()
+            except NotAtHandError as error:
+                name = error.name
+            answer = yield MakeReady(name=name)
+            if answer is not Signal.DONE:
+                raise unavailable(answer)
+        raise NotAtHandError
+
+    def name_ahead(
+        self, obligations: Iterable[Obligation], show: Callable[[], object]
+    ) -> Steps[None]:
+        """Bring pseudonyms into memory that `show` will need to carry obligations out."""
+        if any(isinstance(one, Pseudonymise) for one in obligations):
+            yield from self.at_hand(show)
+
     def fetch(self, head: RequestHead, body: bytes = b"") -> Steps[Fetched]:
         """Ask the app, the statement of identity added. Raises an `UpstreamError`.
 
@@ -344,6 +370,9 @@ class Enforcement:
             headers=head.headers.with_(IDENTITY_HEADER, self._assertion),
         )
 
+
+#: One record names fewer persons and values than this, or it is not released.
+_MOST_LOADS: Final = 1_000
 
 #: What can be done about content that nobody looks into.
 OPAQUE: Final = frozenset[type]((StepUp, Review))

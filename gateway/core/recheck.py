@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.core.commands import Identify
+from gateway.core.commands import Failed, Identify
 from gateway.core.enforcement import Enforcement, Steps
 from gateway.core.messages import RequestHead
 from gateway.core.questions import Question
@@ -57,8 +57,8 @@ class Recheck:
             return None
         self.checked = now
         identified = yield from self._identify(now)
-        if identified is None:
-            return Ended(code=SESSION_ENDED)
+        if isinstance(identified, Ended):
+            return identified
         again = self.began.anew(identified, in_force=self.in_force(), now=now)
         try:
             yield from again.know({one.patient for one in self.questions if one.patient})
@@ -70,13 +70,16 @@ class Recheck:
                 return Ended(code=decision.failure or NO_LONGER_ALLOWED, denied=decision)
         return None
 
-    def _identify(self, now: float) -> Steps[Identified | None]:
+    def _identify(self, now: float) -> Steps[Identified | Ended]:
         before = self.began.identified
         if before.means == "anonymous":
             return before
         answer = yield Identify(head=self.head, route=self.began.route)
+        if isinstance(answer, Failed):
+            # It cannot be told whether the session ended, so the log must not say so.
+            return Ended(code=answer.code)
         if not isinstance(answer, Identified) or answer.principal.id != before.principal.id:
-            return None
+            return Ended(code=SESSION_ENDED)
         return _with_factor_as_before(answer, now=now, elapsed_s=now - self.began.now)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
@@ -29,6 +30,7 @@ from gateway.fhir import patch
 from gateway.fhir.app import App, Found
 from gateway.fhir.definitions import is_resource_type
 from gateway.fhir.hidden import restore_contained
+from gateway.fhir.naming import name_ahead
 from gateway.fhir.records import Record, Records, keys_at_hand
 from gateway.fhir.release import restore_hidden
 from gateway.fhir.request import Interaction
@@ -177,7 +179,9 @@ class Changes:
             raise self._records.refusal("read", prior, reading)
         obligations = (*reading.obligations, *allowed.obligations)
         hidden = self._records.hidden(prior.type, obligations)
-        shown = self._records.shown(prior, obligations)
+        shown = yield from self._records.enforcement.at_hand(
+            partial(self._records.shown, prior, obligations)
+        )
         content = patch.apply(asked.content, shown, hidden)
         return (yield from self._replaced("patch", prior, allowed, now, content, if_match))
 
@@ -222,7 +226,9 @@ class Changes:
         seen = reading.obligations if isinstance(reading, Allowed) else ()
         obligations = (*seen, *allowed.obligations)
         hidden = self._records.hidden(prior.type, obligations)
-        shown = self._records.shown(prior, obligations)
+        shown = yield from self._records.enforcement.at_hand(
+            partial(self._records.shown, prior, obligations)
+        )
         merged = restore_contained(without_marks(content, prior.content), shown, prior.content)
         if hidden:
             merged = restore_hidden(merged, prior.content, hidden)
@@ -290,7 +296,11 @@ class Changes:
             person = patient_reference(record.patients[0])
             yield from enforcement.load_keys(persons=(person,))
         with keys_at_hand():
-            return plan.protect(record.content, person=person, sealer=enforcement.sealer)
+            return (
+                yield from enforcement.at_hand(
+                    lambda: plan.protect(record.content, person=person, sealer=enforcement.sealer)
+                )
+            )
 
     def carry_out(self, change: Change) -> Steps[Changed]:
         """Send it, after `begin`, and say what may be said of what came of it."""
@@ -332,9 +342,11 @@ class Changes:
         if found is None:
             return Changed(status=status, location=location)
         [record] = yield from self._records.opened([found.resource])
-        return self.told(status, location, record, found)
+        return (yield from self.told(status, location, record, found))
 
-    def told(self, status: int, location: str | None, record: Record, found: Found) -> Changed:
+    def told(
+        self, status: int, location: str | None, record: Record, found: Found
+    ) -> Steps[Changed]:
         """What somebody hears of a record he wrote."""
         for question in self._records.questions("read", record):
             # The log names what was written even if its writer may not see it.
@@ -343,6 +355,7 @@ class Changes:
         if isinstance(decision, Denied):
             self._records.withhold("read", record, decision)
             return Changed(status=status, location=location)
+        yield from name_ahead(self._records, [(record, decision)])
         content = self._records.released("read", record, decision)
         version = (found.resource.get("meta") or {}).get("versionId")
         if location is not None and upstream.is_id(version):

@@ -35,6 +35,7 @@ from gateway.fhir.change import Changed, Changes, refuse_conditions
 from gateway.fhir.fields import FieldPlan, compile_fields
 from gateway.fhir.history import Histories, version_decision
 from gateway.fhir.links import Pager
+from gateway.fhir.naming import name_ahead
 from gateway.fhir.pages import Gathered, Pass, Place, packed, row_limit, unpacked
 from gateway.fhir.query import Controls, controls, read_query
 from gateway.fhir.records import Record, Records
@@ -138,7 +139,7 @@ class _Exchange:
         found = yield from self._asked_for(asked)
         [record] = yield from self._records.opened([found.resource])
         decision = self._records.decide("read", record)
-        return self._told(asked, found, record, decision)
+        return (yield from self._told(asked, found, record, decision))
 
     def _vread(self, asked: Interaction) -> Steps[Changed]:
         found = yield from self._asked_for(asked)
@@ -148,7 +149,7 @@ class _Exchange:
         decision = version_decision(
             self._records, "history", record, current[0] if current else None
         )
-        return self._told(asked, found, record, decision)
+        return (yield from self._told(asked, found, record, decision))
 
     def _asked_for(self, asked: Interaction) -> Steps[Found]:
         """Ask the rules and the app for one record. Raises what its absence may tell."""
@@ -163,9 +164,10 @@ class _Exchange:
 
     def _told(
         self, asked: Interaction, found: Found, record: Record, decision: Allowed | Denied
-    ) -> Changed:
+    ) -> Steps[Changed]:
         if isinstance(decision, Denied):
             raise self._records.refusal(asked.action, record, decision)
+        yield from name_ahead(self._records, [(record, decision)])
         content = self._records.released(asked.action, record, decision)
         return Changed(
             status=HTTPStatus.OK,
@@ -181,7 +183,9 @@ class _Exchange:
         action: Action = "count" if how.summary == "count" else "search"
         allowed = yield from self._records.gate(action, asked.type, named=asked.patients)
         obligations = [one for each in allowed for one in each.obligations]
-        query = read_query(asked, self._records, obligations)
+        query = yield from self._enforcement.at_hand(
+            lambda: read_query(asked, self._records, obligations)
+        )
         questions = [Question(action=action, type=asked.type, patient=p) for p in asked.patients]
         yield from self._begin(*(questions or [Question(action=action, type=asked.type)]))
         searches = Searches(self._app, self._records)
@@ -202,6 +206,7 @@ class _Exchange:
         # One more tells whether there are more.
         place = replace(place, query=joined(place.query, (("_count", str(want + 1)),)))
         found = yield from searches.gather(place, plan, want, total=how.total == "accurate")
+        yield from name_ahead(self._records, found.going)
         return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _counted(self, searches: Searches, place: Place | None, plan: Pass) -> Steps[Changed]:
@@ -244,6 +249,7 @@ class _Exchange:
             if error.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
                 raise self._records.absent(asked.type) from error
             raise
+        yield from name_ahead(self._records, found.going)
         entries = histories.release(found, plan, how)
         if not entries and asked.id is not None:
             # A record whose versions are all closed is like one that never was.
@@ -273,6 +279,7 @@ class _Exchange:
             if error.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
                 raise self._records.absent("Patient") from error
             raise
+        yield from name_ahead(self._records, found.going)
         return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _page(self, asked: Interaction) -> Steps[Changed]:
@@ -295,6 +302,7 @@ class _Exchange:
         searches = kind(self._app, self._records)
         found = yield from searches.gather(place, plan, how.count)
         found.counted = None
+        yield from name_ahead(self._records, found.going)
         return self._listed(asked, found, searches.release(found, plan, how), plan, how)
 
     def _listed(
@@ -358,6 +366,7 @@ class _Exchange:
         decision = self._records.decide("read", record)
         if isinstance(decision, Denied):
             raise self._records.refusal("read", record, decision)
+        yield from name_ahead(self._records, [(record, decision)])
         content = self._records.released("read", record, decision)
         implementation = content.get("implementation")
         if isinstance(implementation, dict):

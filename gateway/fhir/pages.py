@@ -65,6 +65,11 @@ class Gathered:
     counted: int | None = None
     rows: int = NO_LIMIT
 
+    @property
+    def going(self) -> list[tuple[Record, Allowed]]:
+        """Every record that may be in the answer, and how it was allowed."""
+        return [(one.record, one.allowed) for one in (*self.matches, *self.included)]
+
 
 def packed(place: Place, plan: Pass, controls: Controls) -> str:
     """What a link to the next page holds."""

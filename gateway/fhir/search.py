@@ -224,7 +224,9 @@ class Searches:
         )
         asked = Interaction(name="search", action="search", type=chain.type, parameters=parameters)
         obligations = [one for each in allowed for one in each.obligations]
-        query = read_query(asked, self._records, obligations)
+        query = yield from self._records.enforcement.at_hand(
+            lambda: read_query(asked, self._records, obligations)
+        )
         tested = query.tested | ({chain.reference} if chain.back else frozenset())
         place = yield from self.resolved(query, depth + 1)
         if place is None:

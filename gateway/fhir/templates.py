@@ -3,14 +3,16 @@
 The same records are read again and again. While the app gives the same bytes, whose a record is,
 how it is labelled and what its JSON looks like stay the same too; only what is sealed must be
 opened anew, under the keys and rules of the moment. A template keeps the former and never the
-latter: no plaintext of a protected element is in it. Labels are kept, also those that come from a
-sealed code; the log has them as well.
+latter: nothing that was sealed is in it in clear. (What the app had before the gateway came, and
+has in clear, it has in clear as well.) Labels are kept, also those that come from a sealed code;
+the log has them as well.
 
 Nothing is taken on trust: a template is made only of a record that was just opened and understood
 in the long way, and is kept only if what it gives is that record's JSON byte by byte. What cannot
 be kept so is not: a sealed element that is no text, a pseudonym, a numeral that must keep its text.
 
-Templates are forgotten with the keys, with the tables that labels come from, and after `KEPT_S`.
+Templates are not used beyond `KEPT_S`, nor once keys were forgotten or the tables that labels come
+from have changed. They leave memory with the next request for records of that route.
 Before and after: `gateway.fhir.records`.
 """
 
@@ -18,9 +20,11 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 #: How long a template is used, in seconds, and how much of them is kept in each worker.
 KEPT_S: Final = 300.0
 MAX_BYTES: Final = 16_777_216
+#: How often what is too old is dropped, in seconds.
+SWEEP_S: Final = 30.0
 #: A record larger than this is not worth the room.
 MAX_RECORD_BYTES: Final = 65_536
 #: Records of which it is known that they came once.
@@ -54,6 +60,11 @@ class Form:
     pieces: tuple[bytes, ...] = field(repr=False)
     gaps: tuple[int, ...]
     notices: frozenset[str] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        return sum(map(sys.getsizeof, self.pieces)) + 16 * len(self.pieces) + 512
 
     def filled(self, values: Sequence[bytes]) -> bytes:
         """The JSON with values, which are JSON themselves, in its gaps."""
@@ -75,9 +86,20 @@ class Template:
     open: Callable[[], list[bytes]] = field(repr=False)
     form: Form
     marks: tuple[bytes, ...] = field(repr=False)
-    size: int
     until: float
     shown: dict[tuple[Obligation, ...], Form] = field(default_factory=dict, repr=False)
+    #: Bytes of memory, about; `grow` tells whoever keeps it of more.
+    size: int = 0
+    grow: Callable[[int], None] = field(default=lambda _more: None, repr=False)
+
+    def is_good(self, now: float) -> bool:
+        """Whether it is not too old, by a clock that did not step back."""
+        return self.until - KEPT_S <= now < self.until
+
+    def weight(self) -> int:
+        """Bytes of memory as it was made, about: what opens a text holds it once more."""
+        texts = sum(map(sys.getsizeof, self.texts))
+        return self.form.size + 2 * texts + 400 * len(self.texts) + 2048
 
     def opened(self) -> Opened | None:
         """What is sealed, opened now. None if any of it cannot be: then the long way says why."""
@@ -129,6 +151,7 @@ class Opened:
             self.template.shown[obligations] = Form(
                 pieces=form.pieces, gaps=form.gaps, notices=frozenset(notices)
             )
+            self.template.grow(form.size)
 
 
 class UnkeptError(Exception):
@@ -145,6 +168,7 @@ class Templates:
         self._size = 0
         self._seen: OrderedDict[int, None] = OrderedDict()
         self._bound_to: tuple[object, ...] = ()
+        self._swept = 0.0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -167,10 +191,11 @@ class Templates:
             raw = orjson.dumps(resource)
         except orjson.JSONEncodeError:
             return b"", None
+        self._sweep(now)
         template = self._kept.get(raw)
         if template is None:
             return raw, None
-        if not template.until - KEPT_S <= now < template.until:
+        if not template.is_good(now):
             self._drop(raw)
             return raw, None
         self._kept.move_to_end(raw)
@@ -186,23 +211,39 @@ class Templates:
             if len(self._seen) > MAX_SEEN:
                 self._seen.popitem(last=False)
             return
-        template = self._made(raw, resource, record, sealer, now)
+        template = self._made(resource, record, sealer, now)
         opened = None if template is None else template.opened()
         if template is None or opened is None:
             return
         if template.form.filled(opened.values) != orjson.dumps(record.content):
             return
+        # Libraries give bytes room that is not needed, and others may have been faster.
+        raw = raw[:-1] + raw[-1:]
+        if raw in self._kept:
+            return
+        template.grow = partial(self._grow, raw, template)
         self._kept[raw] = template
-        self._size += template.size
+        self._grow(raw, template, sys.getsizeof(raw) + template.weight())
+
+    def _grow(self, raw: bytes, template: Template, more: int) -> None:
+        if self._kept.get(raw) is not template:
+            return
+        template.size += more
+        self._size += more
         while self._size > self._max_bytes:
             self._drop(next(iter(self._kept)))
+
+    def _sweep(self, now: float) -> None:
+        """Drop what is too old, now and then."""
+        if not 0 <= now - self._swept < SWEEP_S:
+            self._swept = now
+            for raw in [raw for raw, one in self._kept.items() if not one.is_good(now)]:
+                self._drop(raw)
 
     def _drop(self, raw: bytes) -> None:
         self._size -= self._kept.pop(raw).size
 
-    def _made(
-        self, raw: bytes, resource: Json, record: Record, sealer: Sealer, now: float
-    ) -> Template | None:
+    def _made(self, resource: Json, record: Record, sealer: Sealer, now: float) -> Template | None:
         person = patient_reference(*record.patients) if len(record.patients) == 1 else ""
         gaps = _Gaps()
         try:
@@ -210,7 +251,7 @@ class Templates:
             opener = sealer.opener(person=person, service=gaps.service, sealed=gaps.sealed)
         except (UpstreamContentError, KeysError):
             return None
-        marks = tuple(orjson.dumps(gaps.mark(n)) for n in range(len(gaps.sealed)))
+        marks = tuple(f'"{gaps.mark(n)}"'.encode() for n in range(len(gaps.sealed)))
         form = _form(orjson.dumps(content), marks)
         if len(form.gaps) != len(gaps.sealed):
             return None
@@ -220,7 +261,6 @@ class Templates:
             open=opener,
             form=form,
             marks=marks,
-            size=3 * len(raw) + 1024,
             until=now + KEPT_S,
         )
 
@@ -246,7 +286,7 @@ class _Gaps:
 def _form(raw: bytes, marks: Sequence[bytes]) -> Form:
     """JSON cut at the marks in it."""
     if not marks:
-        return Form(pieces=(raw,), gaps=())
+        return Form(pieces=(raw[:-1] + raw[-1:],), gaps=())
     numbers = {mark: number for number, mark in enumerate(marks)}
     parts = re.split(b"(" + b"|".join(re.escape(mark) for mark in marks) + b")", raw)
     return Form(pieces=tuple(parts[::2]), gaps=tuple(numbers[mark] for mark in parts[1::2]))

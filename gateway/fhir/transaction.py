@@ -188,7 +188,7 @@ class Transactions:
         [record] = yield from self._records.opened([content])
         etag = response.get("etag")
         found = upstream.Found(resource=content, etag=etag if isinstance(etag, str) else None)
-        return self._changes.told(status, location, record, found)
+        return (yield from self._changes.told(status, location, record, found))
 
     # --- Both -------------------------------------------------------------------------------------
 

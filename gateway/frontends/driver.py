@@ -62,6 +62,10 @@ class Keys(Protocol):
         """Raises a `KeysError`."""
         ...
 
+    async def make_ready(self, name: tuple[str, str] | None) -> None:
+        """See `commands.MakeReady`. Raises a `KeysError`."""
+        ...
+
 
 class UpstreamStream(Protocol):
     """One request to an app, in pieces (`gateway.frontends.upstream`)."""
@@ -273,6 +277,10 @@ class _Run:
         await self._services.keys.load(command.persons, command.texts)
         return Signal.DONE
 
+    async def make_ready(self, command: commands.MakeReady) -> Answer:
+        await self._services.keys.make_ready(command.name)
+        return Signal.DONE
+
     async def receive_all(self, command: commands.ReceiveAll) -> Answer:
         return await self._client.receive_all(command.limit)
 
@@ -341,6 +349,7 @@ _PERFORM: dict[type, _Performer] = {
     commands.RecordIntent: _Run.record_intent,
     commands.RecordOutcome: _Run.record_outcome,
     commands.LoadKeys: _Run.load_keys,
+    commands.MakeReady: _Run.make_ready,
     commands.ReceiveAll: _Run.receive_all,
     commands.Receive: _Run.receive,
     commands.Respond: _Run.respond,

@@ -1,7 +1,7 @@
 """Emergency grants (break-glass): who may open whose record, why, and until when.
 
-A reason tells of a patient's state: in the database it is sealed by a secret of the key server. The
-key is one for all reasons, so erasing a patient does not destroy what was written about him here.
+A reason tells of a patient's state: in the database it is sealed under the patient's own key
+(`gateway.identity.reasons`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sqlalchemy import Row, func, insert, select, update
 
 from gateway.errors import AccountError, UnavailableError
 from gateway.identity.database import DirectoryDatabase
+from gateway.identity.reasons import Reasons
 from gateway.identity.records import Grant
 from gateway.identity.schema import grants
-from gateway.identity.shared_secret import SharedSecret
 from keys.ports import Clock
 
 MIN_REASON_CHARACTERS: Final = 10
@@ -35,11 +35,11 @@ class Grants:
     def __init__(self, database: DirectoryDatabase, *, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._secret: SharedSecret | None = None
+        self._reasons: Reasons | None = None
 
-    def keep_reasons_under(self, secret: SharedSecret) -> None:
+    def keep_reasons_under(self, reasons: Reasons) -> None:
         """Seal and open reasons with this. Without it no grant is opened, and no reason shown."""
-        self._secret = secret
+        self._reasons = reasons
 
     def open(
         self, account: str, *, patient: str, reason: str, duration_s: int, name: str | None = None
@@ -47,13 +47,13 @@ class Grants:
         """Open a record until `duration_s` from now. `name` is the id under which the log knows it.
 
         Raises `AccountError` for a reason, patient or duration that is not acceptable, or if too
-        many are open.
+        many are open; a `KeysError` if the reason cannot be sealed.
         """
         check_grant(patient=patient, reason=reason, duration_s=duration_s)
-        secret = self._secret
-        if secret is None:
+        reasons = self._reasons
+        if reasons is None:
             raise UnavailableError(
-                "expected the secret that seals reasons, got none; open the directory by Identity",
+                "expected what seals reasons, got none; open the directory by Identity",
                 "gateway.shared_secret",
             )
         now = self._clock()
@@ -65,6 +65,8 @@ class Grants:
             begins_at=now,
             ends_at=now + duration_s,
         )
+        # It may ask the key server: nobody is kept waiting for the directory meanwhile.
+        sealed = reasons.seal(grant.reason, grant=grant.id, account=account, patient=patient)
         with self._database.writing() as connection:
             self._database.lock(connection)
             count = connection.execute(
@@ -81,7 +83,7 @@ class Grants:
                     id=grant.id,
                     account=account,
                     patient=patient,
-                    reason=secret.seal("reason", grant.reason, grant.id, account, patient),
+                    reason=sealed,
                     begins_at=grant.begins_at,
                     ends_at=grant.ends_at,
                 )
@@ -120,14 +122,16 @@ class Grants:
 
     def of_row(self, row: Row[Any]) -> Grant:
         """The grant that a row of the table holds; without a reason if it cannot be read."""
-        reason = None
-        if self._secret is not None:
-            reason = self._secret.unseal("reason", row.reason, row.id, row.account, row.patient)
+        reason = ""
+        if self._reasons is not None:
+            reason = self._reasons.unseal(
+                row.reason, grant=row.id, account=row.account, patient=row.patient
+            )
         return Grant(
             id=row.id,
             account=row.account,
             patient=row.patient,
-            reason=reason or "",
+            reason=reason,
             begins_at=row.begins_at,
             ends_at=row.ends_at,
         )

@@ -75,8 +75,11 @@ class Sessions:
         # Asked before the reading: what is committed in between makes the next look find a change.
         version = self._database.version()
         view = self._read(hashed)
+        if view is None or not all(one.reason for one in view.grants):
+            # A reason that could not be read because keys were away may be read the next time.
+            return view
         with self._lock:
-            if view is not None and version is not None and version == self._kept_version:
+            if version is not None and version == self._kept_version:
                 if len(self._kept) >= MAX_KEPT:
                     self._kept.clear()
                 self._kept[hashed] = view

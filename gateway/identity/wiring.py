@@ -18,6 +18,7 @@ from gateway.identity.identify import Identifier
 from gateway.identity.own_account import OwnAccount
 from gateway.identity.pages import OwnPages
 from gateway.identity.passwords import Passwords
+from gateway.identity.reasons import PersonSealer, Reasons
 from gateway.identity.recording import ActRecorder, IdentityLog
 from gateway.identity.rendering import Renderer
 from gateway.identity.service_accounts import ServiceAccounts
@@ -50,6 +51,7 @@ class Identity:
         settings: IdentitySettings,
         *,
         store: SecretStore,
+        sealer: PersonSealer,
         signer: Signer,
         recorder: ActRecorder,
         tenant: str,
@@ -77,8 +79,8 @@ class Identity:
             )
             pairwise = SharedSecret.open(store, PAIRWISE_SECRET, directory.database)
             forms = SharedSecret.open(store, FORMS_SECRET, directory.database)
-            reasons = SharedSecret.open(store, REASONS_SECRET, directory.database)
-            directory.grants.keep_reasons_under(reasons)
+            before = SharedSecret.open(store, REASONS_SECRET, directory.database)
+            directory.grants.keep_reasons_under(Reasons(sealer, before=before))
         except BaseException:
             directory.close()
             raise

@@ -68,6 +68,10 @@ class App:
     page: int = 1_000
     gate: asyncio.Event | None = None
     literal: bool = False
+    #: Of a list it looks at so many.
+    looks_at: int = 1_000
+    #: Whether it says of whom it looked for something.
+    says_whom: bool = False
     ignores_patient: bool = False
 
     async def __call__(
@@ -96,7 +100,7 @@ class App:
         asked = parse_qs(head.query).get("patient")
         if asked is None:
             return mine
-        wanted = asked if self.literal else asked[0].split(",")
+        wanted = asked if self.literal else asked[0].split(",")[: self.looks_at]
         return [
             one
             for one in mine
@@ -114,6 +118,10 @@ class App:
         if start + self.page < len(found):
             url = f"http://elsewhere{head.path}?at={start + self.page}"
             bundle["link"] = [{"relation": "next", "url": url}]
+        wanted = parse_qs(head.query).get("patient", [""])[0].split(",")[: self.looks_at]
+        if self.says_whom:
+            url = f"http://elsewhere{head.path}?patient={'%2C'.join(wanted)}"
+            bundle["link"] = [*bundle.get("link", []), {"relation": "self", "url": url}]
         return bundle
 
 
@@ -285,9 +293,61 @@ async def test_an_app_that_misunderstands_a_list_never_makes_a_refusal_unheard(
         assert found == {"1": ["c1"], "2": ["c2"], "3": []}
         clock.at += KEPT_S
     together = [one for one in lists(app, "Consent") if len(one) > 1]
-    # Who has shown that he understands is asked for all at once from then on.
-    expected = [["1", "2"]] if literal else [["1", "2"], *[["1", "2", "3"]] * 3]
+    # Who has shown that he understands a list of two is asked in lists of two from then on.
+    expected = [["1", "2"]] * (1 if literal else 4)
     assert together == expected
+
+
+@pytest.mark.parametrize("says_whom", [True, False])
+async def test_an_app_that_looks_at_ten_of_a_list_never_makes_a_refusal_unheard(
+    *, says_whom: bool
+) -> None:
+    many = [f"p{place:02}" for place in range(BATCH)]
+    app = App([consent(one) for one in ["1", "2", *many]], looks_at=10, says_whom=says_whom)
+    clock = Clock()
+    facts = source(app, clock)
+    for asked in (["1", "2"], many, many[:10], many, many):
+        answer = await facts.load(FHIR, WHO, frozenset(asked))
+        assert isinstance(answer, Facts)
+        found = {name: [one.id for one in given] for name, given in answer.consents.items()}
+        assert found == {name: [f"c{name}"] for name in asked}
+        clock.at += KEPT_S
+    before = len(lists(app, "Consent"))
+    await facts.load(FHIR, WHO, frozenset(many))
+    # The lists in which it found everything are used; longer ones are not tried for ever.
+    assert len(lists(app, "Consent")) - before < len(many) / 2
+
+
+async def test_a_refusal_is_heard_of_an_app_that_stops_to_look_at_all_of_a_list() -> None:
+    patients = ["1", "2", "3", "4"]
+    app, clock = App([consent(one) for one in patients], says_whom=True), Clock()
+    facts = source(app, clock)
+    for looks_at in (4, 4, 2, 1, 1):
+        app.looks_at = looks_at
+        answer = await facts.load(FHIR, WHO, frozenset(patients))
+        assert isinstance(answer, Facts)
+        assert all(one.id for found in answer.consents.values() for one in found)
+        assert all(answer.consents.values())
+        clock.at += KEPT_S
+
+
+async def test_a_consent_of_nobody_known_shows_no_understanding_of_lists() -> None:
+    nobodys = consent("1", id="n") | {"patient": {"display": "?"}}
+    app, clock = App([nobodys, consent("1")], literal=True), Clock()
+    facts = source(app, clock)
+    for _ in range(2):
+        await facts.load(FHIR, WHO, frozenset({"1", "2"}))
+        clock.at += KEPT_S
+    assert all(len(one) == 1 for one in lists(app, "Consent"))
+
+
+async def test_of_a_list_that_an_app_does_not_understand_the_operator_is_told_nothing() -> None:
+    app = App([consent("1"), consent("2"), consent("3")], looks_at=1, says_whom=True)
+    # The search for relations is not tried otherwise, so it is another matter.
+    app.answers = {"CareTeam": [], "Encounter": [], "Patient": []}
+    with capture_logs() as logs:
+        await load(app, "1", "2", "3")
+    assert [one for one in logs if one.get("type") == "Consent"] == []
 
 
 async def test_an_app_is_not_taken_to_understand_a_list_for_ever() -> None:
@@ -330,6 +390,12 @@ async def test_an_app_that_does_not_look_at_the_patient_is_not_relied_upon(
         ("http://x/r4/Consent", True),
         ("http://x/r4/Consent?_count=200", False),
         ("http://x/r4/Consent?patients=1", False),
+        ("http://x/r4/Consent?patient=http://x/r4/Patient/1", True),
+        ("http://x/r4/Consent?patient=9,Patient%2F1", True),
+        ("http://x/r4/Consent?patient=9&patient=1", True),
+        ("http://x/r4/Consent?patient=", False),
+        ("http://x/r4/Consent?patient=2", False),
+        ("http://x/r4/Consent?patient=11", False),
         ("http://[", False),
     ],
 )

@@ -120,6 +120,13 @@ def test_what_is_no_json_is_refused_with_odd_numerals_too(text: str) -> None:
         json_text.loads(text.encode())
 
 
+@pytest.mark.parametrize("piece", [b"1", b"0", b"0.1", b"1e1", b".0", b"-0", b"1 "])
+def test_a_long_run_of_digits_in_text_is_gone_through_once(piece: bytes) -> None:
+    """Gone through once for each of its digits, this would not end before the test is given up."""
+    text = (piece * 3_000_000)[:3_000_000]
+    assert json_text.loads(b'{"a":"' + text + b'"}') == {"a": text.decode()}
+
+
 def test_a_numeral_is_still_a_number() -> None:
     value = json_text.loads(b"[1.10,1e2,36893488147419103232]")
     assert value == [1.1, 100.0, 2.0**65]

@@ -519,7 +519,7 @@ def test_a_name_is_sealed_once_and_anew_once_another_process_erased(tmp_path: Pa
         assert parse_sealed(name()).key_id != parse_sealed(first).key_id
 
 
-def test_many_fields_open_with_one_look_for_each_key(bench: Workbench) -> None:
+def test_many_fields_open_together(bench: Workbench) -> None:
     texts = [bench.seal("ada"), bench.seal("bob"), bench.seal("ada")]
     context = {one: context_of(one) for one in ("ada", "bob")}
     located = [

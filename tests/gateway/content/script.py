@@ -20,6 +20,7 @@ from gateway.core.commands import (
     Fetched,
     LoadFacts,
     LoadKeys,
+    MakeReady,
     Recorded,
     RecordIntent,
     Signal,
@@ -28,6 +29,7 @@ from gateway.core.enforcement import Enforcement, Reply
 from gateway.core.entries import Trail
 from gateway.core.handler import Inspected
 from gateway.core.messages import Headers, RequestHead, ResponseHead
+from gateway.errors import NotAtHandError
 from gateway.identity.model import Identified
 from gateway.routes import compile_routes
 from gateway.settings import FieldSettings, LimitSettings, RouteSettings, RuleSettings
@@ -46,12 +48,17 @@ def in_force() -> InForce:
 
 
 class Seals:
-    """Seals that can be read in a test. Opening checks person, service and field."""
+    """Seals that can be read in a test. Opening checks person, service and field.
+
+    With `lacking` nothing is at hand when it is asked for the first time.
+    """
 
     generation = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, lacking: bool = False) -> None:
         self.erased: set[str] = set()
+        self._lacking = lacking
+        self._asked: set[tuple[str, str] | None] = set()
 
     def seal(self, *, person: str, service: str, field: str, plaintext: bytes) -> str:
         inside = json.dumps([person, service, field, plaintext.decode("latin-1")]).encode()
@@ -77,13 +84,21 @@ class Seals:
         return str(plain).encode("latin-1")
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:
+        self._at_hand(None)
         return f"hgi1.2.{service}.{field}.{value.hex()}"
 
     def tokens_for_search(self, *, service: str, field: str, value: bytes) -> list[str]:
+        self._at_hand(None)
         return [f"hgi1.{version}.{service}.{field}.{value.hex()}" for version in (2, 1)]
 
     def pseudonym(self, *, purpose: Purpose, kind: str, value: str) -> str:
+        self._at_hand((purpose, f"{kind}/{value}"))
         return f"pseudonym-{purpose}-{kind}-{len(value)}"
+
+    def _at_hand(self, name: tuple[str, str] | None) -> None:
+        if self._lacking and name not in self._asked:
+            self._asked.add(name)
+            raise NotAtHandError(name)
 
 
 def someone(
@@ -125,13 +140,13 @@ class World:
     team: frozenset[str] = frozenset()
     consents: dict[str, tuple[Consent, ...]] = field(default_factory=dict)
     intent: Answer | None = None
-    seals: Seals = field(default_factory=Seals)
+    seals: Seals = field(default_factory=lambda: Seals(lacking=True))
     log: list[str] = field(default_factory=list)
     sent: list[tuple[RequestHead, bytes]] = field(default_factory=list)
     loaded: list[LoadKeys] = field(default_factory=list)
     trail: Trail | None = None
 
-    def do(self, command: object) -> Answer:
+    def do(self, command: object) -> Answer:  # noqa: PLR0911 - one table
         match command:
             case LoadFacts(patients=patients):
                 return Facts(
@@ -147,6 +162,8 @@ class World:
                 return Recorded(begun=Begun(request="r", index=1, act=act, sealed={}))
             case LoadKeys():
                 self.loaded.append(command)
+                return Signal.DONE
+            case MakeReady():
                 return Signal.DONE
             case Fetch(head=head, body=body):
                 self.log.append(f"{head.method} {head.target}")

@@ -110,6 +110,10 @@ def somebody_else(command: c.Command) -> c.Answer | None:
     return clinician(id="another") if isinstance(command, c.Identify) else None
 
 
+def directory_is_down(command: c.Command) -> c.Answer | None:
+    return Failed(code="gateway.directory") if isinstance(command, c.Identify) else None
+
+
 def facts_are_down(command: c.Command) -> c.Answer | None:
     return Failed(code="gateway.facts") if isinstance(command, c.LoadFacts) else None
 
@@ -119,6 +123,7 @@ CHANGES = [
     (withdrawn, "gateway.no_longer_allowed"),
     (signed_out, "gateway.session_ended"),
     (somebody_else, "gateway.session_ended"),
+    (directory_is_down, "gateway.directory"),
     (facts_are_down, "gateway.facts"),
 ]
 

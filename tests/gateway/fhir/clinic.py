@@ -285,7 +285,7 @@ class Clinic:
     limits: LimitSettings = field(default_factory=LimitSettings)
     consents: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     ids: list[str] = field(default_factory=lambda: ["chosen-1", "chosen-2"])
-    sealer: MemorySealer = field(default_factory=MemorySealer)
+    sealer: MemorySealer = field(default_factory=lambda: MemorySealer(lacking=True))
     world: World = field(default_factory=World)
     rules: Callable[[], InForce] = in_force
 

@@ -10,17 +10,23 @@ from collections.abc import Callable, Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from gateway.errors import NotAtHandError
 from keys.errors import PersonErasedError, UnsealError
 from keys.sealed import format_sealed, new_key_id, parse_sealed
 from policies.model import Purpose
 
 
 class MemorySealer:
-    """Keys of persons are made when they are first needed and forgotten by `erase`."""
+    """Keys of persons are made when they are first needed and forgotten by `erase`.
+
+    With `lacking` nothing is at hand when it is asked for the first time.
+    """
 
     generation: int = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, lacking: bool = False) -> None:
+        self._lacking = lacking
+        self._asked: set[tuple[str, str] | None] = set()
         self._keys: dict[str, tuple[str, bytes]] = {}
         self._gone: set[str] = set()
         self._index = os.urandom(32)
@@ -57,6 +63,7 @@ class MemorySealer:
             raise UnsealError("changed or moved") from error
 
     def token_for_write(self, *, service: str, field: str, value: bytes) -> str:
+        self._at_hand(None)
         text = f"{service}\0{field}\0".encode() + value
         return "hgi1.1." + hmac.new(self._index, text, hashlib.sha256).hexdigest()[:22]
 
@@ -64,5 +71,11 @@ class MemorySealer:
         return [self.token_for_write(service=service, field=field, value=value)]
 
     def pseudonym(self, *, purpose: Purpose, kind: str, value: str) -> str:
+        self._at_hand((purpose, f"{kind}/{value}"))
         text = f"{purpose}\0{kind}\0{value}".encode()
         return "hgp1." + hmac.new(self._index, text, hashlib.sha256).hexdigest()[:22]
+
+    def _at_hand(self, name: tuple[str, str] | None) -> None:
+        if self._lacking and name not in self._asked:
+            self._asked.add(name)
+            raise NotAtHandError(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from gateway.fhir.templates import KEPT_S, Templates
 from gateway.settings import FieldSettings
 from policies.settings import PoliciesSettings
 from policies.store import InForce, load_in_force
+from tests.gateway.core.world import World
 from tests.gateway.fhir import real_content
 from tests.gateway.fhir.clinic import (
     NOW,
@@ -259,6 +262,51 @@ def test_what_is_kept_has_an_end() -> None:
         assert found._size <= 8_000
         assert found._size == sum(one.size for one in found._kept.values())
     assert 0 < len(found) < 12
+
+
+def test_one_record_that_comes_many_times_is_counted_once() -> None:
+    here = sealed_clinic(spoken("a"))
+    app = here.app
+
+    def twenty_times(head: Any, body: bytes) -> Any:
+        status, headers, content = app(head, body)
+        bundle = orjson.loads(content)
+        if bundle["resourceType"] == "Bundle":
+            bundle["entry"] = bundle["entry"] * 20
+        return status, headers, orjson.dumps(bundle)
+
+    here.app = twenty_times
+    for _ in range(4):
+        here.get("/Observation?_count=100")
+        found = templates_of(here)
+        assert found._size == sum(one.size for one in found._kept.values())
+    assert len(found) == 1
+
+
+def test_what_is_counted_is_what_is_there() -> None:
+    many = [{"text": f"{SECRET} {n}"} for n in range(200)]
+    here = sealed_clinic(*(observation(f"o{n}", "p1", note=many) for n in range(20)))
+    here.get("/Observation?_count=100")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        here.get("/Observation?_count=100")
+        here.world = World()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(templates_of(here)) == 20
+    assert after - before < 2 * templates_of(here)._size
+
+
+def test_what_is_too_old_leaves_memory_though_it_never_comes_again() -> None:
+    here = sealed_clinic(spoken("a"), spoken("b"))
+    four(here, "/Observation/a")
+    [raw] = templates_of(here)._kept
+    here.site = replace(here.site, clock=lambda: NOW + KEPT_S + 1)
+    here.get("/Observation/b")
+    assert raw not in templates_of(here)._kept
 
 
 def test_what_is_known_to_have_come_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,9 @@ class NoKeys:
     async def load(self, persons: frozenset[str], texts: tuple[str, ...]) -> None:
         pass
 
+    async def make_ready(self, name: tuple[str, str] | None) -> None:
+        pass
+
 
 class SiteApp:
     def __init__(self) -> None:

@@ -130,8 +130,10 @@ async def _body(reader: asyncio.StreamReader, head: str) -> bytes:
 async def misbehaving(context: ssl.SSLContext | None = None) -> AsyncIterator[App]:
     app = App()
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         task = asyncio.ensure_future(app.serve(reader, writer))
         tasks.add(task)
         task.add_done_callback(_ended(tasks, writer))
@@ -145,6 +147,10 @@ async def misbehaving(context: ssl.SSLContext | None = None) -> AsyncIterator[Ap
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # What nobody took is dropped, and the loop gets its turn to close the sockets.
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
 
 
 def _ended(

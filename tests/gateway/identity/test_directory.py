@@ -29,7 +29,7 @@ from tests.postgres import running_postgres
 @pytest.fixture
 def two(tmp_path: Path, one: Bench) -> Iterator[Bench]:
     """Another process on the database of `one`."""
-    made = bench(tmp_path, store=one.store, clock=one.clock)
+    made = bench(tmp_path, store=one.store, clock=one.clock, persons=one.persons)
     yield made
     made.identity.close()
 
@@ -302,7 +302,9 @@ async def test_postgresql_keeps_the_same_promises(
 ) -> None:
     with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
         first = bench(tmp_path, url=url)
-        second = bench(tmp_path, url=url, store=first.store, clock=first.clock)
+        second = bench(
+            tmp_path, url=url, store=first.store, clock=first.clock, persons=first.persons
+        )
         try:
             account = first.clinician()
             token, session = first.identity.directory.sessions.begin(

@@ -41,6 +41,7 @@ class Users:
             yield UsersProgram(
                 directory=bench.identity.directory,
                 kv=bench.store,
+                sealer=bench.persons,
                 recorder=recorder,
                 tenant="clinic-1",
                 actor="root",

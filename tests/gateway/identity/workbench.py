@@ -18,6 +18,7 @@ from audit.recorder import AsyncRecorder
 from gateway.core.commands import Fetched
 from gateway.core.messages import Headers, RequestHead
 from gateway.identity.passwords import Passwords
+from gateway.identity.reasons import PersonSealer
 from gateway.identity.records import Account
 from gateway.identity.wiring import Identity
 from gateway.routes import Route
@@ -25,6 +26,7 @@ from gateway.settings import IdentitySettings, RouteSettings, SessionSettings
 from keys.errors import VaultUnavailableError
 from tests.audit.conftest import MemorySigner
 from tests.audit.records import LocalSealer, MemoryLog, make_async_recorder
+from tests.gateway.fhir.sealers import MemorySealer
 
 START = 1_800_000_000.0
 PASSWORD = "three quiet otters sing"
@@ -109,6 +111,7 @@ class Bench:
     identity: Identity
     clock: Clock
     store: MemoryStore
+    persons: PersonSealer
     signer: MemorySigner
     log: MemoryLog
     sealer: LocalSealer
@@ -153,11 +156,13 @@ def bench(
     store: MemoryStore | None = None,
     clock: Clock | None = None,
     url: str | None = None,
+    persons: PersonSealer | None = None,
     **settings: Any,
 ) -> Bench:
     """A gateway process with its database in `directory`."""
     log, sealer, signer = MemoryLog(), LocalSealer(), MemorySigner()
     recorder = make_async_recorder(log, sealer)
+    persons = persons or MemorySealer()
     kept, now = store or MemoryStore(), clock or Clock()
     settings.setdefault("sessions", SessionSettings())
     identity = Identity.open(
@@ -165,6 +170,7 @@ def bench(
             database_url=url or f"sqlite:///{directory / 'gateway.sqlite3'}", **settings
         ),
         store=kept,
+        sealer=persons,
         signer=signer,
         recorder=recorder,
         tenant="clinic-1",
@@ -176,6 +182,7 @@ def bench(
         identity=identity,
         clock=now,
         store=kept,
+        persons=persons,
         signer=signer,
         log=log,
         sealer=sealer,
