@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from federated.analytics.declare import KINDS
 from federated.code_hash import installed_code_hash
+from federated.database import StudyDatabase
 from federated.draft import parse_draft
+from federated.ledger import Ledger
 from federated.manifest import Study
 from federated.node.consent import Consents, Scope
 from federated.planning import plan_study
 from federated.study_run import Deadlines
-from tests.federated.deployment.federation import PEOPLE, Running, agree
+from tests.federated.deployment.federation import PEOPLE, Running, agree, ledger_over
 from tests.federated.node.tables import fill
 
 DRAFT = """
@@ -90,23 +93,34 @@ def study_of(federation: Running, kind: str, number: int) -> Study:
 
 
 @pytest.mark.timeout(900)
-def test_every_kind_of_question_is_answered(asked_about: Running) -> None:
+def test_every_kind_of_question_is_answered(asked_about: Running, tmp_path: Path) -> None:
     assert ASKED.keys() == KINDS.keys()
-    found: dict[str, dict[str, float]] = {}
-    for number, kind in enumerate(ASKED):
-        study = study_of(asked_about, kind, number)
-        signed = asked_about.parties.sign(study)
-        asked_about.log.append_published(study)
-        outcome = asked_about.run(signed, Deadlines(greet_s=30.0, stage_s=90.0, stragglers_s=30.0))
-        assert not outcome.failures
-        [one] = outcome.answers
-        assert (one.people, one.nodes) == (25, 5)
-        found[one.query] = {each.name: each.value for each in one.answer.estimates}
-        round_id = f"{outcome.run_id}-0"
-        assert asked_about.ledger.reservation(study=study.study_hash, round_id=round_id)
+    database = StudyDatabase(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    try:
+        found = answers(asked_about, ledger_over(database, asked_about.log, cap=400.0))
+    finally:
+        database.close()
     assert found.keys() == KINDS.keys()
     # Three of five people at each node score 14, the others 4; moods follow the nights.
     assert next(iter(found["count"].values())) == pytest.approx(15.0, abs=5.0)
     assert 3.0 < next(iter(found["mean"].values())) < 7.0
     assert found["contrast"]["effect"] == pytest.approx(-10.0, abs=5.0)
     assert found["association"]["slope"] == pytest.approx(1.0, abs=0.7)
+
+
+def answers(asked_about: Running, ledger: Ledger) -> dict[str, dict[str, float]]:
+    """By question: what is estimated, and the estimate."""
+    found: dict[str, dict[str, float]] = {}
+    for number, kind in enumerate(ASKED):
+        study = study_of(asked_about, kind, number)
+        signed = asked_about.parties.sign(study)
+        asked_about.log.append_published(study)
+        patience = Deadlines(greet_s=30.0, stage_s=90.0, stragglers_s=30.0)
+        outcome = asked_about.coordinator(patience, ledger).run(signed)
+        assert not outcome.failures
+        [one] = outcome.answers
+        assert (one.people, one.nodes) == (25, 5)
+        found[one.query] = {each.name: each.value for each in one.answer.estimates}
+        round_id = f"{outcome.run_id}-0"
+        assert ledger.reservation(study=study.study_hash, round_id=round_id)
+    return found
