@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from gateway.content.overwriting import objects_within
+from gateway.content.pointers import parse_pointer
 from gateway.core.commands import Fetched
 from gateway.core.enforcement import RefusedError
 from gateway.core.messages import RequestHead
@@ -412,6 +414,14 @@ def test_only_what_is_sealed_is_not_looked_into() -> None:
     with pytest.raises(BadRequestError):
         run(site, world, patient("1"), "POST", "/1", {"parts": ["mine", {"note": "SECRET"}]})
     assert len(world.sent) == 1
+
+
+def test_a_star_stands_for_items_of_a_list_and_no_members() -> None:
+    sealed = [parse_pointer("/tags/*")]
+    assert not list(objects_within({"tags": [{"a": {"note": 1}}]}, sealed))
+    for members in ({"x": {"note": 1}}, {"0": {"note": 1}}, {"*": {"note": 1}}):
+        ways = [inner.way for inner in objects_within({"tags": members}, sealed)]
+        assert ways == [("tags",), ("tags", *members)]
 
 
 def test_a_field_that_is_sealed_in_two_places_may_stand_in_both() -> None:
