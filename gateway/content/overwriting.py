@@ -70,6 +70,13 @@ def ids_in(
     return frozenset(found)
 
 
+def ids_asked(parameters: Iterable[tuple[str, str]], rule: Rule) -> frozenset[str]:
+    """Ids that the query names: many apps take its parameters for members of the body."""
+    pointers = _USUAL if rule.id is None else (rule.id,)
+    names = {_folded(one.steps[-1]) for one in pointers if one.steps}
+    return frozenset(value for name, value in parameters if _folded(name) in names)
+
+
 def _ids_of(record: JSON, pointers: Iterable[Pointer], *, exact: bool) -> set[str]:
     """`exact`: another spelling of the member is refused here, and not by who calls."""
     found: set[str] = set()

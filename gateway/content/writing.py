@@ -15,6 +15,7 @@ from gateway.content import bodies, release
 from gateway.content.overwriting import (
     LEAVE_OUT,
     Inner,
+    ids_asked,
     ids_in,
     objects_within,
     verify_none_within,
@@ -143,7 +144,12 @@ class Writing:
         self._refuse_others_within(records, within, told)
         if self.shows:
             return frozenset()
-        return ids_in(records, within, self._rule, sealed=bool(sealed))
+        ids = ids_in(records, within, self._rule, sealed=bool(sealed))
+        head = self.reading.enforcement.head
+        if head.method in _CHANGES and self._rule.patient is not None:
+            # The record as it is now is read with the same query.
+            return ids
+        return ids | ids_asked(bodies.parameters(head.query), self._rule)
 
     def _before(
         self,

@@ -241,6 +241,24 @@ def test_no_body_that_some_app_understands_overwrites_what_is_somebody_elses(
     assert all(head.method == "GET" for head, _ in world.sent)
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("POST", "/p/1/moods"), ("PUT", "/p/1/moods/9"), ("DELETE", "/p/1/moods/9")],
+)
+@pytest.mark.parametrize("query", ["id=5", "a=1&ID=5", "uuid=5", "id=9&id=5", "%69d=5"])
+def test_a_query_names_no_record_of_somebody_else(method: str, target: str, query: str) -> None:
+    world = World(app=Lenient())
+    with pytest.raises(UnsupportedError):
+        run(PLAIN, world, patient("1"), method, f"{target}?{query}", {"mood": 1})
+    assert all(head.method == "GET" for head, _ in world.sent)
+
+
+def test_a_query_may_name_the_record_of_its_path() -> None:
+    world = World(app=Lenient())
+    run(PLAIN, world, patient("1"), "PUT", "/p/1/moods/9?id=9&notify=1", {"mood": 1})
+    assert world.log[-1] == "PUT /p/1/moods/9?id=9&notify=1"
+
+
 @pytest.mark.parametrize("content", ["5", 5, None, True, [5], ["5"], [None], [[]], [{}, []]])
 def test_what_is_no_object_is_no_record(content: Any) -> None:
     world = World(app=Lenient())
