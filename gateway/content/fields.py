@@ -60,6 +60,12 @@ class JSONFields:
         """What is protected in records of a type."""
         return self._by_type.get(type_, ())
 
+    def pointers(self, type_: str) -> tuple[Pointer, ...]:
+        """Where something protected stands, or a token that is made here."""
+        found = self.of(type_)
+        tokens = (one.pointer.sibling(INDEX_SUFFIX) for one in found if one.index)
+        return (*(one.pointer for one in found), *tokens)
+
     def protect(
         self, record: JSON, type_: str, *, person: str, service: str, sealer: Sealer
     ) -> JSON:

@@ -21,7 +21,11 @@ the rule says in `patient` where a record names him, from the record as it is no
 names a record that is there by its id (where the rule says in `id`, or in a member called `id`,
 `_id`, `uuid`, `guid` or `pk`) is asked about as a change of that record, too. It is refused if no
 rule for GET with `{id}` lets the record be read, or if it is only not found among one patient's. A
-PUT or PATCH names no other record than its path.
+PUT or PATCH names no other record than its path. So a write that may be of a patient's record is
+JSON, an object or a list of objects; a photo or a form is for a rule for `Page`. Objects within a
+record count: an id there names the record, too (unless the rule says `id` and nothing of the type
+is sealed), and a patient or a protected member there is refused where none belongs. So does an id
+in the query, where the record as it is now is not read with the same query.
 
 Not seen: what a parameter of an app's query tests, links inside of records, and a change that
 somebody else makes between reading whose record it is and writing it. An opaque route, and a

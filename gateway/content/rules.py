@@ -121,6 +121,10 @@ class Rules:
             found[rule.type] = found.get(rule.type, True) and rule.has_patients
         return found
 
+    def belong_to_patients(self, type_: str) -> bool:
+        """Whether records of a type have patients by some rule that names it."""
+        return any(rule.type == type_ and rule.has_patients for rule in self._rules)
+
     def match(self, method: str, path: str) -> Matched | None:
         """The rule for a request, or None if no template fits.
 

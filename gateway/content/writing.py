@@ -12,7 +12,16 @@ from functools import partial
 from http import HTTPStatus
 
 from gateway.content import bodies, release
-from gateway.content.overwriting import LEAVE_OUT, ids_in, verify_same
+from gateway.content.overwriting import (
+    LEAVE_OUT,
+    Inner,
+    ids_asked,
+    ids_in,
+    objects_within,
+    verify_none_within,
+    verify_same,
+    verify_shape,
+)
 from gateway.content.pointers import JSON, Pointer
 from gateway.content.reading import Reading, absent
 from gateway.content.records import decide, labels_of, questions_about
@@ -46,16 +55,18 @@ class Writing:
         """The whole of a POST, PUT, PATCH or DELETE."""
         asking = self.reading.enforcement
         content, is_json = bodies.parse_request(asking.head, body)
+        bodies.check_body(asking.head, content, body)
         if body and not is_json:
             self._refuse_unseen()
-        bodies.check_body(asking.head, content, body)
         records = content if isinstance(content, list) else [content] if is_json else []
+        self._refuse_no_objects(records)
         self._refuse_two_readings(content, records)
         if len(records) > asking.limits.looked_through:
             raise BadRequestError("Send fewer records at once.", status=413)
         named = self.reading.named()
         told = named | self._told(content, records)
-        prior = yield from self._before(query, records, named, told)
+        ids = self._looked_within(content, records, told)
+        prior = yield from self._before(query, ids, records, named, told)
         before = [] if prior is None else [question for question in prior if question.patient]
         concerned = told | {one.patient for one in before if one.patient is not None}
         if self._rule.has_patients and not concerned and not self.shows:
@@ -117,15 +128,42 @@ class Writing:
                 told |= _named([value], Pointer(("0",)))
         return frozenset(told)
 
+    def _looked_within(
+        self, content: JSON, records: list[JSON], told: frozenset[str]
+    ) -> frozenset[str]:
+        """The ids that the records have. Objects within them hide nothing that matters."""
+        fields, type_ = self.reading.fields, self._rule.type
+        sealed = [one.pointer for one in fields.of(type_) if one.seal]
+        within = [inner for record in records for inner in objects_within(record, sealed)]
+        verify_none_within(within, fields.pointers(type_))
+        pointed = (self._rule.patient, self._rule.author, self._rule.id)
+        if isinstance(content, dict) and self._rule.request_patient:
+            verify_shape(content, [self._rule.request_patient])
+        for record in records:
+            verify_shape(record, (*fields.pointers(type_), *(one for one in pointed if one)))
+        self._refuse_others_within(records, within, told)
+        if self.shows:
+            return frozenset()
+        ids = ids_in(records, within, self._rule, sealed=bool(sealed))
+        head = self.reading.enforcement.head
+        if head.method in _CHANGES and self._rule.patient is not None:
+            # The record as it is now is read with the same query.
+            return ids
+        return ids | ids_asked(bodies.parameters(head.query), self._rule)
+
     def _before(
-        self, query: str, records: list[JSON], named: frozenset[str], told: frozenset[str]
+        self,
+        query: str,
+        ids: frozenset[str],
+        records: list[JSON],
+        named: frozenset[str],
+        told: frozenset[str],
     ) -> Steps[list[Question] | None]:
         """Questions about the record as it is now; None where it does not matter, or is not there.
 
         Raises `RefusedError`, as if it were not there for those who may not know of it.
         """
         method, matched = self.reading.enforcement.head.method, self.reading.matched
-        ids = frozenset[str]() if self.shows else ids_in(records, self._rule)
         if method == "POST":
             return (yield from self._overwritten(records, ids, told)) if ids else None
         if method not in _CHANGES or self._rule.patient is None:
@@ -144,6 +182,8 @@ class Writing:
         """The same for a POST that names an id. An app may take it for a change of that record."""
         if len(records) > 1:
             raise UnsupportedError("Send records that have an id one by one.")
+        if len(ids) > 1:
+            raise UnsupportedError(LEAVE_OUT)
         [id_] = ids
         patient = next(iter(told)) if len(told) == 1 else None
         places = self.rules.places_of(self._rule.type, id_, patient)
@@ -221,12 +261,37 @@ class Writing:
 
     # --- What may not go on -----------------------------------------------------------------------
 
-    def _refuse_unseen(self) -> None:
+    @property
+    def _looked_into(self) -> bool:
+        """Whether anything in the body matters; an id does wherever it could name a patient's."""
         rule = self._rule
         pointed = (rule.request_patient, rule.patient, rule.author, rule.id, *rule.codes)
-        merged = rule.patient_parameter and bodies.is_form(self.reading.enforcement.head)
-        if any(pointed) or merged or self.reading.fields.of(rule.type):
+        by_id = not self.shows and self.rules.belong_to_patients(rule.type)
+        return by_id or any(pointed) or bool(self.reading.fields.of(rule.type))
+
+    def _refuse_unseen(self) -> None:
+        merged = self._rule.patient_parameter and bodies.is_form(self.reading.enforcement.head)
+        if merged or self._looked_into:
             raise UnsupportedError("Send JSON here: the body must be looked into.", status=415)
+
+    def _refuse_no_objects(self, records: list[JSON]) -> None:
+        """In what is no object nothing is found, but an app may take it for a record."""
+        if self._looked_into and not all(isinstance(record, dict) for record in records):
+            raise UnsupportedError("Send a JSON object here, or a list of objects.")
+
+    def _refuse_others_within(
+        self, records: list[JSON], within: list[Inner], told: frozenset[str]
+    ) -> None:
+        """Refuse an object inside of a record that names another patient than is asked about."""
+        for pointer in (self._rule.request_patient, self._rule.patient):
+            if pointer is None:
+                continue
+            near = [one.content for one in within if one.near([pointer])]
+            for record in (*records, *near):
+                if pointer.misspelt(record) or not _named(record, pointer) <= told:
+                    raise BadRequestError(
+                        "Another patient is named within the body: send his records alone."
+                    )
 
     def _refuse_two_readings(self, content: JSON, records: list[JSON]) -> None:
         """Refuse what some app would read otherwise than it is read here."""
