@@ -92,7 +92,7 @@ def study_of(federation: Running, kind: str, number: int) -> Study:
     return plan.study
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_every_kind_of_question_is_answered(asked_about: Running, tmp_path: Path) -> None:
     assert ASKED.keys() == KINDS.keys()
     database = StudyDatabase(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")

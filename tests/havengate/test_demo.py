@@ -16,7 +16,7 @@ from audit.note import VerifierKey
 from tests.havengate.command import run, run_json
 
 #: The whole demo runs in the fixture, on a machine that may have much else to do.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 ROOT = Path(__file__).parents[2]
 ORIGIN = "havengate.internal/log/1"
@@ -34,7 +34,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
