@@ -45,7 +45,8 @@ class AggregationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """`[aggregation]`: numbers of nodes, and the bits of the modulus."""
 
     threshold: int
-    colluding: int = 0
+    #: Whoever reads an answer and knows his own node's noise can take that off.
+    colluding: int = 1
     minimum_survivors: int | None = None
     modulus_bits: int = 64
 

@@ -54,6 +54,7 @@ def round_plan(
         colluding=rules.colluding,
         noise=declared.noise,
         trust_model=study.trust_model,
+        question=declared.name,
     )
 
 

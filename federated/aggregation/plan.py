@@ -35,6 +35,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
 class RoundPlan:
     """One round. Raises `ProtocolError` if it does not protect what it should.
 
+    - `question`: what is asked, so that two questions of one study never share a plan.
     - `roster`: node id → the raw Ed25519 public key that the node is enrolled with.
     - `bound`: largest |coordinate| of the sum over all nodes, before noise.
     - `modulus_bits`: b; vectors are added modulo 2^b. Must hold `bound` and the noise's tails.
@@ -56,6 +57,7 @@ class RoundPlan:
     colluding: int
     noise: NoisePlan | None
     trust_model: TrustModel = "secure_aggregation"
+    question: str = ""
     #: Node ids, sorted; a node's share is that at its place, counted from 1.
     nodes: tuple[str, ...] = field(init=False, repr=False)
     #: None without noise.
@@ -144,6 +146,7 @@ class RoundPlan:
                 self.colluding,
                 None if noise is None else [noise.mechanism, float(noise.scale).hex()],
                 self.trust_model,
+                self.question,
             ]
         )
 

@@ -43,6 +43,7 @@ from federated.node.rules import (
     kind_of,
     parse_contact,
     typed,
+    verify_claim,
     verify_cohort,
     verify_roster,
     verify_terms,
@@ -207,6 +208,11 @@ class Guard:
         people, refusal = self._without(people, poor, told, now)
         if refusal is not None:
             return refusal
+        try:
+            verify_claim(request, enrolled, len(people))
+        except RefusedError as found:
+            self._tell(people, found, told, now)
+            return found
         reserved = self._budget.reserve(people, contact, now=now)
         told = msgspec.structs.replace(told, epsilon=cost.epsilon, people=len(people))
         return Admission(

@@ -107,6 +107,20 @@ def verify_cohort(request: ContactRequest, study: Study, enrolled: Enrolment, he
         )
 
 
+def verify_claim(request: ContactRequest, enrolled: Enrolment, admitted: int) -> None:
+    """No fewer people are claimed here than would answer. Rule `cohort`.
+
+    The round's bound follows from what is claimed. Were it too low, whether this node's sum is
+    within it, and so whether an answer comes, would tell of people's rows without any noise.
+    """
+    if request.taking_part[enrolled.node] < admitted:
+        raise RefusedError(
+            "The server counts fewer people here than would answer, so its bound is not to be "
+            "believed.",
+            rule="cohort",
+        )
+
+
 def typed(configuration: Mapping[str, ConfigValue]) -> dict[str, tuple[str, ConfigValue]]:
     """With the types: True, 1 and 1.0 are equal and not the same setting."""
     return {name: (type(value).__name__, value) for name, value in configuration.items()}

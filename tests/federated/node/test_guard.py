@@ -384,6 +384,18 @@ def test_refuses_fewer_nodes_than_promised_however_many_people_are_claimed(world
     assert_refuses(world, "cohort", world.request(asked, taking_part=two), asked)
 
 
+def test_refuses_a_cohort_that_counts_fewer_people_here_than_would_answer(world: World) -> None:
+    """With a bound below what people here could say, an answer or none would tell on them."""
+    asked = world.study()
+    fill(world.store, {name: {"sleep_hours": [7.0]} for name in ("you", "he")})
+    world.consent()
+    two = {**dict.fromkeys(ROSTER, 1), "node-3": 2}
+    assert_refuses(world, "cohort", world.request(asked, taking_part=two), asked)
+    three = {**dict.fromkeys(ROSTER, 1), "node-3": 3}
+    admission = world.admit(world.request(asked, taking_part=three, index=world.last), asked)
+    assert len(admission.people) == 3
+
+
 def test_refuses_a_cohort_that_counts_more_people_here_than_there_are(world: World) -> None:
     asked = world.study()
     inflated = {**dict.fromkeys(ROSTER, 1), "node-3": 40}

@@ -107,7 +107,7 @@ class World:
             run="run-1",
             round_number=0,
             roster=ROSTER,
-            taking_part=dict.fromkeys(ROSTER, 1),
+            taking_part={**dict.fromkeys(ROSTER, 1), NODE: max(1, len(self.store.people()))},
         )
         return replace(made, **changes)  # type: ignore[arg-type]
 
