@@ -103,8 +103,12 @@ class FleetConnection:
         answer = self._call("PullMessages", PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None
-        head = message_from_proto(answer.messages_list[0])
-        tree = answer.message_object_trees[0]
+        try:
+            head = message_from_proto(answer.messages_list[0])
+            tree = answer.message_object_trees[0]
+        # What Flower raises for what it cannot read is of any kind.
+        except Exception as error:
+            raise ProtocolError("What came is no message.") from error
         run_id, message_id = head.metadata.run_id, head.metadata.message_id
         ids = [one.object_id for one in iterate_object_tree(tree)]
         if len(ids) > _MOST_OBJECTS or message_id not in ids:
@@ -116,7 +120,7 @@ class FleetConnection:
         self._call("ConfirmMessageReceived", request)
         try:
             message = inflate_object_from_contents(message_id, contents)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             raise ProtocolError("A message's parts do not fit together.") from error
         if not isinstance(message, Message):
             raise ProtocolError("What came is not a message.")
@@ -141,9 +145,11 @@ class FleetConnection:
 
     def run(self, run_id: int) -> Run:
         """Return what the SuperLink says a run is: bundle hash and configuration."""
-        return run_from_proto(
-            self._call("GetRun", GetRunRequest(node=self._node, run_id=run_id)).run
-        )
+        answer = self._call("GetRun", GetRunRequest(node=self._node, run_id=run_id))
+        try:
+            return run_from_proto(answer.run)
+        except Exception as error:
+            raise ProtocolError("What came is no run.") from error
 
     def push(self, reply: Message) -> None:
         """Send a reply."""

@@ -28,7 +28,7 @@ from flwr.common.constant import ErrorCode
 from federated.app.bundle import installed_bundle
 from federated.app.client_app import Configuration, client_app
 from federated.deployment.fleet import FleetAccess, FleetConnection, heartbeats
-from federated.errors import DeploymentError, FederatedError, RefusedError
+from federated.errors import DeploymentError, FederatedError, ProtocolError, RefusedError
 
 _LOG = structlog.get_logger("federated.agent")
 _KNOWN_RUNS: Final = 64
@@ -128,7 +128,12 @@ class Agent:
         if message is None:
             self._service.tidy()
             return False
-        connection.push(self._answer(connection, node_id, message))
+        try:
+            reply = self._answer(connection, node_id, message)
+        except ProtocolError as error:
+            _LOG.warning("federated.agent.malformed", **error.diagnostics())
+            return True
+        connection.push(reply)
         return True
 
     def _answer(self, connection: FleetConnection, node_id: int, message: Message) -> Message:
