@@ -82,17 +82,23 @@ def test_ctrl_c_while_libraries_load_is_one_line(tmp_path: Path) -> None:
     # A library that takes for ever, found before the real one.
     slow = tmp_path / "typer.py"
     slow.write_text("import time\nprint('loading', flush=True)\ntime.sleep(600)\n")
+    # Tests that run in the background of a shell have Ctrl-C ignored, and so would what they start.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    heard += "os.execv(sys.executable, [sys.executable, '-m', 'havengate', '--help'])"
     with subprocess.Popen(
-        [sys.executable, "-m", "havengate", "--help"],
+        [sys.executable, "-c", heard],
         env=environment(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "loading\n"
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "loading\n"
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert err == "havengate: interrupted before it began\n"
 
