@@ -19,7 +19,7 @@ APT_PACKAGES := postgresql chromium:chromium nginx:nginx-light wrk:wrk node:node
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: $(READY) ## Show the gateway in front of a clinic; synthetic patients
+demo: $(READY) ## Show the gateway in front of a clinic, and a study over four sites
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint ## Check style, types and import contracts, then run every test

@@ -535,6 +535,15 @@ def test_many_fields_open_together(bench: Workbench) -> None:
     assert bench.keyring.unseal_located(located[1:2])
 
 
+def test_each_of_many_fields_counts_as_a_use_of_the_key(bench: Workbench) -> None:
+    text = bench.seal("ada")
+    located = [bench.keyring.locate(context_of("ada"), text)] * 5
+    key = bench.store.by_id(parse_sealed(text).key_id)
+    before = key.uses
+    bench.keyring.unseal_located(located)
+    assert key.uses == before + 5
+
+
 def test_a_located_text_opens_for_its_own_person_only(bench: Workbench) -> None:
     located = bench.keyring.locate(context_of("bob"), bench.seal("ada"))
     with pytest.raises(UnsealError):
