@@ -10,7 +10,6 @@ torn (sqlite.org/wal.html).
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,32 +19,33 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
-    Engine,
     Index,
     Integer,
     MetaData,
     Select,
     String,
     Table,
-    create_engine,
-    event,
-    make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from audit.criteria import WORD_MARKS
 from audit.errors import AuditConfigurationError, IndexUnavailableError
+from keys import sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy.engine import URL
-
 #: Raised when the tables change: an index of another format is thrown away.
 FORMAT = 1
-_BUSY_TIMEOUT_S = 30
-_CACHE_KIB = 65_536
+_TERMS = sql.Terms(
+    setting="[audit] index_url",
+    what="the search index",
+    wrong=AuditConfigurationError,
+    failed=IndexUnavailableError,
+    busy_timeout_s=30,
+    pragmas={"synchronous": "NORMAL", "cache_size": -65_536},
+)
 
 metadata = MetaData()
 entries = Table(
@@ -150,18 +150,11 @@ class Store:
     """One database that holds an index. Thread-safe; failures are `IndexUnavailableError`."""
 
     def __init__(self, url: str) -> None:
-        self._url = _parse_url(url)
+        self._url = sql.parse_url(url, _TERMS)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            _prepare_file(self._url)
-            connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S}
-        else:
-            connect_args = {"connect_timeout": _BUSY_TIMEOUT_S}
-        self.engine: Engine = create_engine(
-            self._url, connect_args=connect_args, pool_pre_ping=True
-        )
-        if self.is_sqlite:
-            event.listen(self.engine, "connect", _configure_sqlite)
+            sql.prepare_file(self._url, _TERMS)
+        self.engine = sql.make_engine(self._url, _TERMS)
 
     def close(self) -> None:
         """Close all connections."""
@@ -182,7 +175,7 @@ class Store:
             self.engine.dispose()
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self._url.database}{suffix}").unlink(missing_ok=True)
-            _prepare_file(self._url)
+            sql.prepare_file(self._url, _TERMS)
             return
         with self.translated(), self.engine.begin() as connection:
             metadata.drop_all(connection)
@@ -287,45 +280,3 @@ def _insert_many(
     )
     cursor.executemany(statement + ",".join([row] * _ROWS_AT_ONCE), chunks)
     cursor.executemany(statement + row, rows[whole:])
-
-
-def _parse_url(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise AuditConfigurationError(_url_message()) from None
-    if parsed.drivername == "postgresql+psycopg":
-        return parsed
-    if parsed.drivername == "sqlite" and parsed.database not in {None, "", ":memory:"}:
-        return parsed
-    raise AuditConfigurationError(_url_message())
-
-
-def _url_message() -> str:
-    # The URL may hold a password: it is not repeated.
-    return (
-        "expected [audit] index_url as sqlite:///path/to/file or "
-        "postgresql+psycopg://user@host/database, got something else; correct the configuration"
-    )
-
-
-def _prepare_file(url: URL) -> None:
-    path = Path(url.database or "")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its -wal and -shm files the mode of the database file.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise AuditConfigurationError(
-            f"expected to create {path}, got {error.strerror}; correct [audit] index_url"
-        ) from error
-
-
-def _configure_sqlite(connection: Any, _record: object) -> None:
-    # Transactions are begun by hand, so that a writer takes its lock before it reads the position.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-    cursor.close()

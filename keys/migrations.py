@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from keys import sql
 from keys.errors import KeyConfigurationError
 
 #: The n-th entry leads from version n to n + 1.
@@ -85,19 +86,10 @@ def migrate(connection: Connection) -> int:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _ADVISORY_LOCK})
-    connection.execute(
-        text("CREATE TABLE IF NOT EXISTS key_table_version (version BIGINT NOT NULL PRIMARY KEY)")
-    )
-    found = connection.execute(text("SELECT max(version) FROM key_table_version")).scalar() or 0
-    if found > len(MIGRATIONS):
+    found, known = sql.migrate(connection, "key_table_version", MIGRATIONS)
+    if found > known:
         raise KeyConfigurationError(
-            f"expected a key table of version {len(MIGRATIONS)} or older, got version {found}; "
+            f"expected a key table of version {known} or older, got version {found}; "
             "run the Havengate release that wrote it, or a newer one"
         )
-    for version in range(found + 1, len(MIGRATIONS) + 1):
-        for statement in MIGRATIONS[version - 1]:
-            connection.execute(text(statement))
-        connection.execute(
-            text("INSERT INTO key_table_version (version) VALUES (:v)"), {"v": version}
-        )
-    return len(MIGRATIONS)
+    return known

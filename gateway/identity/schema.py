@@ -6,9 +6,10 @@ Tokens, devices, log-in attempts, revoked tokens and their subjects appear as SH
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Connection, Double, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Double, MetaData, Table, Text
 
 from gateway.errors import GatewayConfigurationError
+from keys import sql
 
 metadata = MetaData()
 
@@ -148,19 +149,10 @@ def migrate(connection: Connection) -> int:
 
     Raises `GatewayConfigurationError` if the database is newer.
     """
-    connection.execute(
-        text("CREATE TABLE IF NOT EXISTS directory_version (version BIGINT NOT NULL PRIMARY KEY)")
-    )
-    found = connection.execute(text("SELECT max(version) FROM directory_version")).scalar() or 0
-    if found > len(MIGRATIONS):
+    found, known = sql.migrate(connection, "directory_version", MIGRATIONS)
+    if found > known:
         raise GatewayConfigurationError(
-            f"expected a directory of version {len(MIGRATIONS)} or older, got version {found}; "
+            f"expected a directory of version {known} or older, got version {found}; "
             "run the Havengate release that wrote it, or a newer one"
         )
-    for version in range(found + 1, len(MIGRATIONS) + 1):
-        for statement in MIGRATIONS[version - 1]:
-            connection.execute(text(statement))
-        connection.execute(
-            text("INSERT INTO directory_version (version) VALUES (:v)"), {"v": version}
-        )
-    return len(MIGRATIONS)
+    return known

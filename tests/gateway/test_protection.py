@@ -153,7 +153,7 @@ async def test_an_erasure_elsewhere_ends_pseudonyms_and_names_in_the_log_in_time
 ) -> None:
     bench.keys.seal("Patient/1")
     first = await bench.run(at_hand(bench.name))
-    path = bench.keys.database._engine.url.database
+    path = bench.keys.database.engine.url.database
     assert path is not None
     ready = sealing_ready(bench.keys.keyring)
     assert ready(TENANT, ["Patient/1"])

@@ -6,13 +6,14 @@ import resource
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import MetaData, create_engine, inspect, text
 
 from keys import migrations
-from keys.database import KeyDatabase
+from keys.database import TERMS, KeyDatabase
 from keys.errors import KeyConfigurationError, KeyTableError
 from keys.model import KeyOwner, KeyRow
 from keys.schema import metadata
@@ -364,10 +365,10 @@ def test_nothing_of_an_erased_key_is_left_in_the_files(tmp_path: Path) -> None:
 
 
 def test_scrubbing_says_so_when_a_reader_prevents_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("keys.database.BUSY_TIMEOUT_S", 0.01)
-    database = KeyDatabase(f"sqlite:///{tmp_path / 'keys.sqlite3'}")
+    terms = replace(TERMS, busy_timeout_s=0.01)
+    database = KeyDatabase(f"sqlite:///{tmp_path / 'keys.sqlite3'}", terms)
     table = KeyTable(database)
     table.insert([make_row("a")])
     with database.reading() as reader:
@@ -396,12 +397,10 @@ def test_a_scrub_that_the_disk_refuses_is_one_of_our_errors(tmp_path: Path) -> N
     database.close()
 
 
-def test_a_lock_that_is_never_released_is_an_error_not_a_hang(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_is_never_released_is_an_error_not_a_hang(url: str) -> None:
     KeyDatabase(url).close()
-    monkeypatch.setattr("keys.database.BUSY_TIMEOUT_S", 1)
-    database, holder = KeyDatabase(url), KeyDatabase(url)
+    database = KeyDatabase(url, replace(TERMS, busy_timeout_s=1))
+    holder = KeyDatabase(url)
     try:
         with holder.writing() as connection:
             connection.execute(text("UPDATE key_state SET generation = generation + 1"))

@@ -360,7 +360,7 @@ async def test_the_reason_of_an_emergency_is_not_in_clear_in_the_database(
     page = await browser.get("break-glass")
     asked = {"patient": "3", "reason": "overdose of somebody", "minutes": "60"}
     await browser.submit(page, "break-glass", **asked)
-    path = one.identity.directory.database._engine.url.database
+    path = one.identity.directory.database.engine.url.database
     assert path is not None
     raw = b""
     for suffix in ("", "-wal"):

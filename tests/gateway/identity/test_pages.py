@@ -469,7 +469,7 @@ async def test_no_secret_is_in_the_log_or_the_database(one: Bench, browser: Brow
     await browser.sign_in(account)
     token = browser.cookies[SESSION_COOKIE]
     seed = str(one.store.held[f"totp/{account.id}"]["seed"])
-    path = one.identity.directory.database._engine.url.database
+    path = one.identity.directory.database.engine.url.database
     assert path is not None
     raw = b"".join(one.log.held)
     for suffix in ("", "-wal"):
