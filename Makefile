@@ -5,7 +5,8 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-UV_VERSION := 0.12.24
+# The newest that flwr allows, which would otherwise replace it at each installation.
+UV_VERSION := 0.11.33
 READY := $(VENV)/.ready
 ARGS ?=
 JOBS ?= auto
