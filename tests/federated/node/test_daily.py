@@ -101,3 +101,20 @@ def test_rows_are_ascending_unique_days_of_one_length(found: list[Found]) -> Non
 def test_damaged_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(StoreError, match="damaged"):
         PersonTable.decode(raw)
+
+
+@settings(deadline=None)
+@given(exports=st.lists(_FOUND, max_size=4), data=st.data())
+def test_any_order_and_any_repetition_of_exports_gives_one_table(
+    exports: list[list[Found]], data: st.DataObject
+) -> None:
+    made = [folded(found) for found in exports]
+    expected = PersonTable()
+    for table in made:
+        expected.merge(table)
+    again = data.draw(st.lists(st.sampled_from(made), max_size=3)) if made else []
+    merged = PersonTable()
+    for table in data.draw(st.permutations([*made, *again])):
+        merged.merge(table)
+    assert same(merged, expected)
+    assert not expected.merge(merged)
