@@ -59,8 +59,8 @@ class NoiseSchedule:
     def granularity(self) -> int:
         """What integers are multiplied by before noise, so that no share is too coarse.
 
-        1 for discrete Laplace, whose shares are exact at any scale. Always odd: dividing by it again
-        then rounds up as often as down, so that no estimate is shifted.
+        1 for discrete Laplace, whose shares are exact at any scale. Always odd: dividing by it
+        again then rounds up as often as down, so that no estimate is shifted.
         """
         if self.plan.mechanism == "discrete_laplace":
             return 1

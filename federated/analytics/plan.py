@@ -62,7 +62,8 @@ def plan_query(
     """Choose mechanism and scale, and foresee the error. Reads nobody's data.
 
     `weight` is how many times the planned variance the sum will carry, colluding nodes' part
-    included: it makes the answer less sure, and no cheaper. Raises `AccountingError` if no noise keeps to ε and δ.
+    included: it makes the answer less sure, and no cheaper. Raises `AccountingError` if no noise
+    keeps to ε and δ.
     """
     noise = choose_noise(query, epsilon=epsilon, delta=delta, closeness=closeness)
     cost = cost_of(noise, query.sensitivity, delta=delta, closeness=closeness)
