@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from federated.errors import ImportDataError
 from federated.node.importers.reading import Seen
 from federated.node.store import Store
 from tests.federated.node.importers.exports import (
@@ -98,6 +99,44 @@ def test_a_night_belongs_whole_to_the_day_on_which_it_ends(tmp_path: Path, store
     rows = store.rows(store.person("me"), frozenset({"sleep_hours"}))
     assert rows.days.tolist() == [DAY]
     assert rows.values["sleep_hours"].tolist() == [1.5 + 5.5 + 1 + 4]
+
+
+def test_a_long_waking_within_a_night_does_not_divide_it(tmp_path: Path, store: Store) -> None:
+    run(
+        store,
+        apple(
+            tmp_path,
+            asleep("01 21:00", "01 23:00"),
+            asleep("01 23:00", "02 02:00", kind="Awake"),
+            asleep("02 02:00", "02 06:00"),
+        ),
+    )
+    rows = store.rows(store.person("me"), frozenset({"sleep_hours"}))
+    assert (rows.days.tolist(), rows.values["sleep_hours"].tolist()) == ([DAY], [6])
+
+
+def test_days_of_short_sleeps_one_after_another_are_not_one_night(
+    tmp_path: Path, store: Store
+) -> None:
+    sleeps = [
+        asleep(f"{day:02} {hour:02}:00", f"{day:02} {hour + 2:02}:00")
+        for day in (1, 2, 3)
+        for hour in range(0, 22, 3)
+    ]
+    report = run(store, apple(tmp_path, *sleeps))
+    assert report.bad == 0
+    rows = store.rows(store.person("me"), frozenset({"sleep_hours"}))
+    assert sum(rows.values["sleep_hours"]) == 3 * 16
+
+
+@pytest.mark.parametrize(("start", "end"), [("02 06:00", "02 05:00"), ("01 01:00", "02 06:00")])
+def test_an_interval_that_no_sleep_can_be_is_a_bad_row_with_its_line(
+    tmp_path: Path, store: Store, start: str, end: str
+) -> None:
+    path = apple(tmp_path, steps(100), asleep(start, end))
+    line = path.read_text().splitlines().index(asleep(start, end).strip()) + 1
+    with pytest.raises(ImportDataError, match=f"line {line}: .*interval"):
+        run(store, path)
 
 
 @pytest.mark.parametrize("turned", [False, True])
