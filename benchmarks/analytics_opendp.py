@@ -44,11 +44,15 @@ def centred_mean(values: NDArray[np.int64], middle: int, reach: int, epsilon: fl
 
     The least noise that OpenDP can be made to give: half of what its mean has.
     """
+    noisy = centred_total(values, middle, reach, epsilon)
+    return lambda: middle + noisy() / len(values)
+
+
+def centred_total(values: NDArray[np.int64], middle: int, reach: int, epsilon: float) -> Draw:
+    """Sum of how far whole numbers are from the middle, over a number of people not public."""
     domain = dp.vector_domain(dp.atom_domain(bounds=(-reach, reach), T=int))
     summed = dp.t.make_sum(domain, dp.symmetric_distance())
-    centred = np.clip(values - middle, -reach, reach)
-    noisy = _drawn(summed, centred, 1, epsilon)
-    return lambda: middle + noisy() / len(values)
+    return _drawn(summed, np.clip(values - middle, -reach, reach), 1, epsilon)
 
 
 def count(size: int, epsilon: float) -> Draw:

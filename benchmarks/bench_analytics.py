@@ -6,7 +6,9 @@ same people, ours over OpenDP's; of several estimates the worst ratio. Ours is w
 from exact sums and planned noise, which is what secure aggregation releases, and pays for its
 interval out of the same ε; OpenDP's is the estimate alone, with the number of people public.
 `federated.error_ratio_to_exponential.quantiles` is against OpenDP's exponential mechanism instead,
-`federated.error_ratio_to_centred_sum.mean` against the least noise that OpenDP can be made to give.
+`federated.error_ratio_to_centred_sum.mean` against the least noise that OpenDP can be made to give
+if it is public that everybody has a value; `federated.error_ratio_to_centred_sum_and_count.mean`
+against the same where it is not, and a count has to be paid for, too.
 `federated.interval_coverage.<query>`: share of simulated studies whose 95 % interval holds the
 truth; the estimate that is furthest from 95 %.
 """  # noqa: D205 - one sentence that says the question
@@ -43,6 +45,7 @@ STUDIES = 1200
 COHORT = 500
 PEER = "OpenDP, trusted curator, number of people public"
 CENTRED = "OpenDP, sum around the middle over a public number of people"
+CENTRED_AND_COUNT = "OpenDP, sum around the middle and count, ε shared out"
 EXPONENTIAL = "OpenDP, exponential mechanism, ε shared out"
 MOOD = Quantity(column="mood", low=-6, high=6)
 SLEEP = Quantity(column="sleep_quality", low=1, high=7)
@@ -81,6 +84,10 @@ def run() -> dict[str, Result]:
         if name == "mean":
             least = _rms(_least_mean(pair), _exact(pair))
             results["federated.error_ratio_to_centred_sum.mean"] = _ratio(ours, least, CENTRED)
+            counted = _rms(_counted_mean(pair), _exact(pair))
+            results["federated.error_ratio_to_centred_sum_and_count.mean"] = _ratio(
+                ours, counted, CENTRED_AND_COUNT
+            )
     for name, kind in {**KINDS, **_real_kinds()}.items():
         people = len(data.paco()) if name.endswith("_paco") else COHORT
         shares = [_furthest(covered(kind, people=people, epsilon=EPSILON, studies=STUDIES, seed=1))]
@@ -178,6 +185,15 @@ def _mean() -> Pair:
 def _least_mean(pair: Pair) -> opendp.Draw:
     whole = np.rint(_in_units(PHQ9, pair.people)).astype(np.int64)
     return opendp.centred_mean(whole, 13, 14, EPSILON)
+
+
+def _counted_mean(pair: Pair) -> opendp.Draw:
+    whole = np.rint(_in_units(PHQ9, pair.people)).astype(np.int64)
+    return opendp.together(
+        lambda centred, counted: 13 + centred / counted,
+        opendp.centred_total(whole, 13, 14, EPSILON / 2),
+        opendp.count(len(whole), EPSILON / 2),
+    )
 
 
 def _variance() -> Pair:

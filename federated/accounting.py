@@ -326,25 +326,32 @@ def _with_closeness(epsilon: float, closeness: float) -> float:
 def _solve_with_closeness(
     epsilon_at: Callable[[float], float], delta: float, closeness: float
 ) -> float:
-    """The smallest ε = epsilon_at(δ - (1 + e^ε)·closeness), from below."""
+    """The smallest ε = epsilon_at(δ - (1 + e^ε)·closeness), from below.
+
+    What is returned is proven: the equation holds at it, or less is due than it says. Raises
+    `AccountingError` where no ε is enough, and where that is not settled.
+    """
     epsilon = epsilon_at(delta)
     for _ in range(_BISECTIONS):
+        if not math.isfinite(epsilon):
+            raise AccountingError(f"No finite ε can be said at δ = {delta:g}; give a larger δ.")
         taken = _with_closeness(epsilon, closeness)
         if taken == 0:
-            break
+            return epsilon
         if taken >= delta:
             raise AccountingError(
                 f"The noise's closeness takes all of δ = {delta:g} at ε = {epsilon:g}: the cost is "
                 "not bounded. Allow more δ, or finer shares."
             )
         higher = epsilon_at(delta - taken)
-        if higher <= epsilon * (1 + 1e-12):
-            epsilon = max(epsilon, higher)
-            break
-        epsilon = higher
-    if not math.isfinite(epsilon):
-        raise AccountingError(f"No finite ε can be said at δ = {delta:g}; give a larger δ.")
-    return epsilon
+        if higher <= epsilon:
+            return epsilon
+        # A hair more, so that steps that only shrink come to an end.
+        epsilon = higher * _MORE
+    raise AccountingError(
+        f"What the noise's closeness takes of δ = {delta:g} is not settled at ε = {epsilon:g}: the "
+        "cost may not be bounded. Allow more δ, or finer shares."
+    )
 
 
 def _check_release(noise: NoisePlan, sensitivity: Sensitivity) -> None:

@@ -67,11 +67,15 @@ class StudyProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyCommands:
-    """How the commands get what they work with. `roster` is the hash of the nodes enrolled now."""
+    """How the commands get what they work with.
+
+    `roster` is the hash of the nodes enrolled now, `nodes` how many there are if that is known.
+    """
 
     settings: Callable[[], FederatedSettings]
     roster: Callable[[], str | None]
     open_program: Callable[[], AbstractContextManager[StudyProgram]]
+    nodes: Callable[[], int | None] = lambda: None
 
 
 def build(commands: StudyCommands) -> typer.Typer:
@@ -134,6 +138,7 @@ def _add_plan(app: typer.Typer, commands: StudyCommands) -> None:
             level=commands.settings().run.level,
             roster=roster or _NO_ROSTER,
             code_hash=installed_code_hash(),
+            nodes=commands.nodes(),
         )
         if out is not None:
             out.write_text(encode_toml(found.study), encoding="utf-8")

@@ -36,11 +36,18 @@ class StudyPlan:
 
 
 def plan_study(
-    draft: Draft, *, people: int, level: float, roster: str | None, code_hash: str
+    draft: Draft,
+    *,
+    people: int,
+    level: float,
+    roster: str | None,
+    code_hash: str,
+    nodes: int | None = None,
 ) -> StudyPlan:
     """Choose each query's noise, fill the draft's gaps, and foresee the errors at `people`.
 
-    Raises `ManifestError` or `AccountingError`.
+    Errors are those with all of `nodes` alive; of the fewest that the study allows, which make them
+    largest, if that is not known. Raises `ManifestError` or `AccountingError`.
     """
     plans: list[QueryPlan] = []
     planned: dict[str, Planned] = {}
@@ -54,6 +61,7 @@ def plan_study(
             level=level,
             # Without δ there is only the noise that is exact.
             closeness=CLOSENESS * query.dimension if section.delta > 0 else 0.0,
+            weight=_noise_weight(draft, nodes),
         )
         plans.append(plan)
         planned[query.name] = Planned(columns=query.columns, noise=plan.noise)
@@ -67,6 +75,17 @@ def plan_study(
         epsilon=compose(list(costs.values()), delta=study.delta),
         delta=study.delta,
     )
+
+
+def _noise_weight(draft: Draft, nodes: int | None) -> float:
+    """How many times the planned variance a sum carries: colluding nodes' own comes on top."""
+    rules = draft.file.aggregation
+    if draft.file.trust_model == "trusted_server":
+        return 1.0
+    fewest = rules.threshold if rules.minimum_survivors is None else rules.minimum_survivors
+    alive = max(fewest, nodes or 0)
+    # A plan in which nobody is honest is refused when the study is made.
+    return alive / max(alive - rules.colluding, 1)
 
 
 def read_ask(ask: str) -> BaseQuery:

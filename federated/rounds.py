@@ -42,7 +42,7 @@ def round_plan(
     `taking_part` are the nodes of this round, all from the study's roster.
     """
     rules = study.aggregation
-    return RoundPlan(
+    plan = RoundPlan(
         study=study.study_hash,
         round_id=round_id,
         dimension=query.dimension,
@@ -56,6 +56,13 @@ def round_plan(
         trust_model=study.trust_model,
         question=declared.name,
     )
+    if plan.schedule is not None and plan.schedule.log_ratio > CLOSENESS:
+        raise ProtocolError(
+            f"The nodes' shares of noise are not as close to the planned noise as was accounted: "
+            f"{plan.schedule.log_ratio:.1e} a coordinate, at most {CLOSENESS:g} may be. Take part "
+            "with fewer nodes, or plan more noise."
+        )
+    return plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

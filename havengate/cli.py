@@ -146,6 +146,7 @@ def build() -> typer.Typer:
             studies_cli.StudyCommands(
                 settings=lambda: _settings().federated,
                 roster=_enrolled_roster,
+                nodes=_enrolled_nodes,
                 open_program=_open_studies,
             )
         ),
@@ -212,6 +213,12 @@ def _open_studies() -> AbstractContextManager[studies_cli.StudyProgram]:
     from havengate import studies
 
     return studies.open_studies(_settings(), os.environ)
+
+
+def _enrolled_nodes() -> int | None:
+    from havengate import studies
+
+    return studies.enrolled_nodes(_settings().federated)
 
 
 def _enrolled_roster() -> str | None:

@@ -127,6 +127,11 @@ def enrolled_roster(settings: FederatedSettings) -> str | None:
     return roster.hash if roster.nodes else None
 
 
+def enrolled_nodes(settings: FederatedSettings) -> int | None:
+    """How many nodes are enrolled on this machine; None if there is none."""
+    return len(read_roster(Places(directory=Path(settings.directory)).roster).nodes) or None
+
+
 def log_entries(settings: Configuration) -> Iterator[Entry]:
     """Every entry of the log about the ledger that was not pruned."""
     log = LogReader(Path(settings.audit.directory))

@@ -59,12 +59,13 @@ class NoiseSchedule:
     def granularity(self) -> int:
         """What integers are multiplied by before noise, so that no share is too coarse.
 
-        1 for discrete Laplace, whose shares are exact at any scale.
+        1 for discrete Laplace, whose shares are exact at any scale. Always odd: dividing by it
+        again then rounds up as often as down, so that no estimate is shifted.
         """
         if self.plan.mechanism == "discrete_laplace":
             return 1
         smallest = min((self.base, *self.increments)) * Fraction(self.plan.scale) ** 2
-        return max(1, math.isqrt(math.ceil(SMALLEST_VARIANCE / smallest) - 1) + 1)
+        return (math.isqrt(math.ceil(SMALLEST_VARIANCE / smallest) - 1) + 1) | 1
 
     def removed(self, survivors: int) -> tuple[int, ...]:
         """Which increments come off at `survivors`, ascending."""

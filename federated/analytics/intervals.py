@@ -9,12 +9,12 @@ variance itself was estimated; and the fourth cumulant of Laplace noise (Cornish
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 from federated.model import Estimate, Interval, NoisePlan
 
@@ -24,6 +24,8 @@ _FEWEST_DEGREES: Final = 24.0
 #: Excess kurtosis of the Laplace distribution: no sum of such noise has more.
 _LAPLACE_EXCESS: Final = 3.0
 _GAUSSIAN_TERMS: Final = 12
+#: Variance of what rounding to whole numbers takes away or adds.
+_ROUNDING: Final = 1 / 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,13 @@ class NoiseMoments:
 
 
 def noise_moments(noise: NoisePlan, unit: int) -> NoiseMoments:
-    """Exact moments of planned noise, `unit` integers being one unit of mass."""
+    """Moments of the noise that is left in the sum, `unit` integers being one unit of mass.
+
+    Discrete Laplace noise is drawn as it is planned, and these are exact. Gaussian noise is drawn
+    by nodes on a finer lattice and rounded with the sum (`aggregation.schedule`), which adds up to
+    1/12: these are of a rounded normal variable, which what is left never exceeds, nor does what a
+    trusted server draws.
+    """
     if noise.mechanism == "discrete_laplace":
         # The difference of two geometric variables with ratio r.
         lost = -math.expm1(-1 / noise.scale)
@@ -59,12 +67,22 @@ def noise_moments(noise: NoisePlan, unit: int) -> NoiseMoments:
         variance = 2 * r / lost**2
         fourth = 2 * r * (1 + 4 * r + r * r) / lost**4
         return NoiseMoments(variance=variance / unit**2, fourth=fourth / unit**4)
-    if noise.scale >= 2:  # noqa: PLR2004 - from here on the lattice changes nothing
-        return NoiseMoments(variance=noise.scale**2 / unit**2, fourth=0.0)
-    places = np.arange(-_GAUSSIAN_TERMS * 2, _GAUSSIAN_TERMS * 2 + 1)
-    weights = np.exp(-(places**2) / (2 * noise.scale**2))
-    second, fourth = (float(np.sum(weights * places**k) / weights.sum()) for k in (2, 4))
+    if noise.scale >= 2:  # noqa: PLR2004 - from here on it is the sum of both to 10^-7
+        return NoiseMoments(variance=(noise.scale**2 + _ROUNDING) / unit**2, fourth=0.0)
+    places = np.arange(1, 2 * _GAUSSIAN_TERMS + 1)
+    tails = ndtr(-(np.append(places, places[-1] + 1) - 0.5) / noise.scale)
+    weights = 2 * (tails[:-1] - tails[1:])
+    second, fourth = (float(np.sum(weights * places**k)) for k in (2, 4))
     return NoiseMoments(variance=second / unit**2, fourth=(fourth - 3 * second**2) / unit**4)
+
+
+def carried(noise: NoisePlan, weight: float) -> NoisePlan:
+    """The noise that a sum carries at `weight` times the plan's variance.
+
+    For error bars, never for a claim. Of Laplace noise, whose kind changes with its weight, the
+    variance is told a little too large where the scale is below 2.
+    """
+    return replace(noise, scale=noise.scale * math.sqrt(max(1.0, weight)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from federated.accounting import calibrate, cost_of
 from federated.analytics.base import BaseQuery
-from federated.analytics.intervals import noise_moments
+from federated.analytics.intervals import carried, noise_moments
 from federated.errors import AccountingError, CohortError
 from federated.model import Estimate, Mechanism, NoisePlan, PrivacyCost
 
@@ -57,17 +57,20 @@ def plan_query(
     people: int,
     level: float = 0.95,
     closeness: float = 0.0,
+    weight: float = 1.0,
 ) -> QueryPlan:
     """Choose mechanism and scale, and foresee the error. Reads nobody's data.
 
-    Raises `AccountingError` if no noise keeps to ε and δ.
+    `weight` is how many times the planned variance the sum will carry, colluding nodes' part
+    included: it makes the answer less sure, and no cheaper. Raises `AccountingError` if no noise
+    keeps to ε and δ.
     """
     noise = choose_noise(query, epsilon=epsilon, delta=delta, closeness=closeness)
     cost = cost_of(noise, query.sensitivity, delta=delta, closeness=closeness)
     refused = None
     expected: tuple[ExpectedError, ...] = ()
     try:
-        expected = _expected(query, noise, people, level)
+        expected = _expected(query, carried(noise, weight), people, level)
     except CohortError as error:
         refused = str(error)
     return QueryPlan(

@@ -315,3 +315,30 @@ def test_what_no_noise_can_keep_is_refused() -> None:
         cost_of(unknown, ONE, delta=1e-6)
     with pytest.raises(AccountingError, match="no mechanism"):
         calibrate("rounded_normal", ONE, epsilon=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("closeness", [2.0485244488716122e-07, 2.048524746596813e-07])
+def test_refuses_when_what_closeness_takes_cannot_be_settled(closeness: float) -> None:
+    # A hair below, and above, the closeness from which on no ε is enough: each ε takes so much of δ
+    # that a larger one is due, by steps that hardly shrink.
+    with pytest.raises(AccountingError, match="not settled"):
+        cost_of(gaussian(4), ONE, delta=1e-6, closeness=closeness)
+    one = cost(gaussian(4))
+    close = PrivacyCost(
+        epsilon=one.epsilon, delta=1e-6, noise=one.noise, sensitivity=ONE, closeness=closeness
+    )
+    with pytest.raises(AccountingError, match="not settled"):
+        compose([close], delta=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scale=st.floats(1.0, 20.0), share=st.floats(0.0, 0.3))
+def test_a_cost_holds_at_what_closeness_leaves_of_delta(scale: float, share: float) -> None:
+    delta = 1e-5
+    try:
+        found = cost_of(gaussian(scale), ONE, delta=delta, closeness=share * delta)
+    except AccountingError:
+        return
+    left = delta - (1 + math.exp(found.epsilon)) * share * delta
+    assert left > 0
+    assert cost_of(gaussian(scale), ONE, delta=left).epsilon <= found.epsilon

@@ -3,14 +3,17 @@
 Streams with expat: memory does not grow with the file. The export carries an internal DTD with
 element declarations, which are passed over; a declaration of an entity, or a reference to something
 outside, is refused (XML bombs, reading of local files). Each device of the person is a source of
-its own, since a phone and a watch count the same steps.
+its own, since a phone and a watch count the same steps. A record that comes twice counts once, and
+overlapping sleep of one source is a union (`importers.nights`). An export holds everything, so of
+two the one that was made later counts.
 
 Format: HealthKit's type identifiers; times as `2024-01-02 23:10:00 -0500`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from xml.parsers import expat
@@ -18,18 +21,21 @@ from xml.parsers import expat
 from federated.errors import ImportDataError
 from federated.node.columns import COLUMNS, Column
 from federated.node.daily import Reading
+from federated.node.importers.nights import Kind, Nights
 from federated.node.importers.reading import (
     BLOCK_BYTES,
-    BadRow,
+    Found,
     Options,
     Part,
     Progress,
+    Seen,
     bad,
     moment,
     parse_number,
     parse_time,
     parts,
     reading,
+    written_at,
 )
 from federated.node.store import OWNER
 
@@ -45,8 +51,11 @@ _COLUMNS: Final[Mapping[str, Column]] = {
     f"{_QUANTITY}BodyMass": COLUMNS["body_weight_kg"],
 }
 _SLEEP: Final = "HKCategoryTypeIdentifierSleepAnalysis"
-_ASLEEP: Final = "HKCategoryValueSleepAnalysisAsleep"
-_IN_BED: Final = "HKCategoryValueSleepAnalysisInBed"
+_STATES: Final[Mapping[str, Kind]] = {
+    "HKCategoryValueSleepAnalysisAsleep": "asleep",
+    "HKCategoryValueSleepAnalysisInBed": "in_bed",
+    "HKCategoryValueSleepAnalysisAwake": "awake",
+}
 _MAX_DEPTH: Final = 64
 _OFFSET_AT: Final = 19
 
@@ -62,7 +71,7 @@ class AppleHealth:
             return (path / "export.xml").is_file()
         return b"<HealthData" in head or (path.suffix == ".zip" and b"apple_health_export/" in head)
 
-    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Reading | BadRow]:
+    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Found]:
         """Yield readings record by record."""
         found = False
         for part in parts(path, lambda name: name == "export.xml"):
@@ -72,18 +81,17 @@ class AppleHealth:
             raise ImportDataError(f"There is no export.xml in {path}.")
 
 
-def _read(part: Part, options: Options, progress: Progress) -> Iterator[Reading | BadRow]:
-    collected: list[Reading | BadRow] = []
-    parser = _parser(part.name, options, collected.append)
+def _read(part: Part, options: Options, progress: Progress) -> Iterator[Found]:
+    reader = _Reader(part.name, options)
     done = part.before
     while block := part.opened.read(BLOCK_BYTES):
-        _parse(parser, block, part.name, last=False)
-        yield from collected
-        collected.clear()
+        _parse(reader.parser, block, part.name, last=False)
+        yield from reader.taken()
         done += len(block)
         progress(min(done, part.total), part.total)
-    _parse(parser, b"", part.name, last=True)
-    yield from collected
+    _parse(reader.parser, b"", part.name, last=True)
+    yield from reader.taken()
+    yield from reader.nights()
 
 
 def _parse(parser: expat.XMLParserType, block: bytes, name: str, *, last: bool) -> None:
@@ -95,92 +103,118 @@ def _parse(parser: expat.XMLParserType, block: bytes, name: str, *, last: bool) 
         ) from None
 
 
-def _parser(
-    name: str, options: Options, give: Callable[[Reading | BadRow], None]
-) -> expat.XMLParserType:
-    parser = expat.ParserCreate()
-    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
-    parser.buffer_text = True
+class _Reader:
+    """What the parser calls: keeps what was found until it is taken."""
 
-    def refuse(*_: Any) -> bool:
+    def __init__(self, name: str, options: Options) -> None:
+        self._name = name
+        self._options = options
+        self._person = options.person or OWNER
+        self._collected: list[Found] = []
+        self._nights = Nights()
+        self._seen = Seen()
+        self._version = 0
+        self._depth = 0
+        self.parser = parser = expat.ParserCreate()
+        parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.EntityDeclHandler = self._refuse
+        parser.ExternalEntityRefHandler = self._refuse
+        parser.SkippedEntityHandler = self._refuse
+
+    def taken(self) -> list[Found]:
+        """What was found since."""
+        found, self._collected = self._collected, []
+        return found
+
+    def nights(self) -> Iterator[Found]:
+        """What the whole file says of nights."""
+        for night in self._nights.nights():
+            try:
+                yield reading(
+                    COLUMNS[night.column],
+                    night.seconds,
+                    "s",
+                    person=self._person,
+                    when=night.when,
+                    source=night.source,
+                    version=self._version,
+                )
+            except ImportDataError as error:
+                yield bad(self._name, night.line, error)
+
+    def _refuse(self, *_: Any) -> bool:
         raise ImportDataError(
-            f"{name}, line {parser.CurrentLineNumber}: the file declares or refers to an XML "
-            "entity, which no export of Apple Health does. It is not read any further."
+            f"{self._name}, line {self.parser.CurrentLineNumber}: the file declares or refers to "
+            "an XML entity, which no export of Apple Health does. It is not read any further."
         )
 
-    depth = 0
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > _MAX_DEPTH or (depth == 1 and tag != "HealthData"):
-            raise ImportDataError(f"{name} is not an export of Apple Health.")
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH or (self._depth == 1 and tag != "HealthData"):
+            raise ImportDataError(f"{self._name} is not an export of Apple Health.")
+        if tag == "ExportDate":
+            self._version = written_at(_spaced(attributes.get("value", "")))
         if tag != "Record":
             return
         try:
-            made = _record(attributes, options)
+            self._record(attributes)
         except (ImportDataError, KeyError) as error:
             reason = error if isinstance(error, ImportDataError) else "an attribute is missing"
-            give(bad(name, parser.CurrentLineNumber, ImportDataError(str(reason))))
-        else:
-            if made is not None:
-                give(made)
+            line = self.parser.CurrentLineNumber
+            self._collected.append(bad(self._name, line, ImportDataError(str(reason))))
 
-    def end(_: str) -> None:
-        nonlocal depth
-        depth -= 1
+    def _end(self, _: str) -> None:
+        self._depth -= 1
 
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.EntityDeclHandler = refuse
-    parser.ExternalEntityRefHandler = refuse
-    parser.SkippedEntityHandler = refuse
-    return parser
+    def _record(self, found: Mapping[str, str]) -> None:
+        kind = found["type"]
+        if kind == _SLEEP:
+            self._sleep(found)
+            return
+        column = _COLUMNS.get(kind)
+        if column is None:
+            return
+        made = self._quantity(column, found)
+        what = (found.get("endDate"), found["unit"], found["value"])
+        if self._seen.first(kind, made.source, found["startDate"], *what):
+            self._collected.append(made)
 
+    def _quantity(self, column: Column, found: Mapping[str, str]) -> Reading:
+        return reading(
+            column,
+            parse_number(found["value"]),
+            found["unit"],
+            person=self._person,
+            when=moment(_time(found["startDate"]), self._options.time_zone),
+            source=_source(found),
+            version=self._version,
+        )
 
-def _record(found: Mapping[str, str], options: Options) -> Reading | None:
-    kind = found["type"]
-    person = options.person or OWNER
-    if kind == _SLEEP:
-        return _sleep(found, options, person)
-    column = _COLUMNS.get(kind)
-    if column is None:
-        return None
-    when = moment(_time(found["startDate"]), options.time_zone)
-    unit = found["unit"]
-    return reading(
-        column,
-        parse_number(found["value"]),
-        unit,
-        person=person,
-        when=when,
-        source=_source(found),
-    )
-
-
-def _sleep(found: Mapping[str, str], options: Options, person: str) -> Reading | None:
-    value = found["value"]
-    if value.startswith(_ASLEEP):
-        column = COLUMNS["sleep_hours"]
-    elif value == _IN_BED:
-        column = COLUMNS["time_in_bed_hours"]
-    else:
-        return None
-    start, end = _time(found["startDate"]), _time(found["endDate"])
-    return reading(
-        column,
-        (end - start).total_seconds(),
-        "s",
-        person=person,
-        when=moment(end, options.time_zone),
-        source=_source(found),
-    )
+    def _sleep(self, found: Mapping[str, str]) -> None:
+        # Stages of sleep are AsleepCore, AsleepREM and so on.
+        state = next((s for name, s in _STATES.items() if found["value"].startswith(name)), None)
+        if state is not None:
+            self._nights.add(
+                _source(found),
+                state,
+                start=_time(found["startDate"]),
+                end=_time(found["endDate"]),
+                zone=self._options.time_zone,
+                line=self.parser.CurrentLineNumber,
+            )
 
 
 def _source(found: Mapping[str, str]) -> str:
     return f"apple-health: {found['sourceName']}"
 
 
-def _time(text: str) -> Any:
+def _time(text: str) -> datetime:
+    return parse_time(_spaced(text))
+
+
+def _spaced(text: str) -> str:
     """`2024-01-02 23:10:00 -0500`, which is ISO 8601 but for the second space."""
-    return parse_time(text[:_OFFSET_AT] + text[_OFFSET_AT + 1 :])
+    return text[:_OFFSET_AT] + text[_OFFSET_AT + 1 :]

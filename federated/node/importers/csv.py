@@ -21,6 +21,7 @@ from federated.node.daily import Reading
 from federated.node.importers.mapping import DayRule, Rule, TableMapping, load_mapping
 from federated.node.importers.reading import (
     BadRow,
+    Found,
     Moment,
     Options,
     Progress,
@@ -48,7 +49,7 @@ class MappedCSV:
         del path, head
         return False
 
-    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Reading | BadRow]:
+    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Found]:
         """Yield readings, row by row."""
         if options.mapping is None:
             raise ImportDataError(
@@ -67,7 +68,7 @@ def _table(
     options: Options,
     progress: Progress,
     total: int,
-) -> Iterator[Reading | BadRow]:
+) -> Iterator[Found]:
     text = TextIOWrapper(opened, encoding=mapping.encoding, newline="")
     rows = csv.reader(text, delimiter=mapping.delimiter, strict=True)
     try:
@@ -106,7 +107,7 @@ def _verify_header(header: list[str], name: str, mapping: TableMapping) -> None:
 
 def _row(
     row: Mapping[str, str], name: str, line: int, mapping: TableMapping, options: Options
-) -> Iterator[Reading | BadRow]:
+) -> Iterator[Found]:
     try:
         if not all(row[key] in allowed for key, allowed in mapping.only.items()):
             return

@@ -3,6 +3,10 @@
 Files of JSON arrays, recognised by their names: `sleep-*.json`, `steps-*.json`, `heart_rate-*.json`
 and others. Steps, distance and heart rate come with times in UTC, so the person's time zone must be
 named; nights and daily minutes come with the person's own clock.
+
+A night is known again by its `logId`, a day's minutes by the kind of file and the day: each counts
+once, in whichever and in however many files it comes. A minute counts once in one import; a day of
+which two imports have each a part is the longer part, so a folder is imported whole.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from federated.errors import ImportDataError
 from federated.node.columns import COLUMNS
 from federated.node.daily import Reading
 from federated.node.importers.reading import (
-    BadRow,
+    Found,
     Moment,
     Options,
     Progress,
+    Seen,
     bad,
     day_number,
     moment,
@@ -29,6 +34,7 @@ from federated.node.importers.reading import (
     parse_time,
     parts,
     reading,
+    record_of,
 )
 from federated.node.store import OWNER
 
@@ -51,9 +57,9 @@ class Fitbit:
             return any(_NAME(file.name) for file in path.rglob("*.json"))
         return bool(_NAME(path.name)) or (path.suffix == ".zip" and b"Fitbit" in head)
 
-    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Reading | BadRow]:
+    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Found]:
         """Yield readings, file by file; each file is read whole."""
-        found = False
+        found, seen = False, Seen()
         for part in parts(path, lambda name: bool(_NAME(name))):
             kind = _NAME(part.name)
             if kind is None:
@@ -63,7 +69,8 @@ class Fitbit:
             entries = parse_json(content, part.name, list[dict[str, Any]])
             for number, entry in enumerate(entries, start=1):
                 try:
-                    yield from _READERS[kind[1]](entry, options)
+                    if kind[1] not in _STREAMS or seen.first(kind[1], entry["dateTime"]):
+                        yield from _READERS[kind[1]](entry, options)
                 except (ImportDataError, KeyError, TypeError, AttributeError) as error:
                     known = error if isinstance(error, ImportDataError) else _MISSING
                     yield bad(part.name, number, known)
@@ -76,7 +83,7 @@ _MISSING: Final = ImportDataError("The entry lacks a field, or it is of another 
 
 
 def _made(
-    name: str, value: object, unit: str, when: Moment, options: Options, *, source: str = _SOURCE
+    name: str, value: object, unit: str, when: Moment, options: Options, record: int | None = None
 ) -> Reading:
     return reading(
         COLUMNS[name],
@@ -84,7 +91,8 @@ def _made(
         unit,
         person=options.person or OWNER,
         when=when,
-        source=source,
+        source=_SOURCE,
+        record=record,
     )
 
 
@@ -107,10 +115,12 @@ def _series(name: str, unit: str) -> Callable[[dict[str, Any], Options], Iterato
     return read
 
 
-def _daily(name: str, unit: str) -> Callable[[dict[str, Any], Options], Iterator[Reading]]:
+def _daily(
+    name: str, unit: str, kind: str
+) -> Callable[[dict[str, Any], Options], Iterator[Reading]]:
     def read(entry: dict[str, Any], options: Options) -> Iterator[Reading]:
         when = moment(_short(entry["dateTime"]), options.time_zone)
-        yield _made(name, entry["value"], unit, when, options)
+        yield _made(name, entry["value"], unit, when, options, record_of(_SOURCE, kind, when.day))
 
     return read
 
@@ -128,7 +138,8 @@ def _resting(entry: dict[str, Any], options: Options) -> Iterator[Reading]:
     # 0 with an error of 0 is how the export says that there was no measurement.
     if value.get("date") and value["value"]:
         when = moment(_short(f"{value['date']} 00:00:00"), options.time_zone)
-        yield _made("resting_heart_rate", value["value"], "/min", when, options)
+        record = record_of(_SOURCE, "resting", when.day)
+        yield _made("resting_heart_rate", value["value"], "/min", when, options, record)
 
 
 def _sleep(entry: dict[str, Any], options: Options) -> Iterator[Reading]:
@@ -138,10 +149,11 @@ def _sleep(entry: dict[str, Any], options: Options) -> Iterator[Reading]:
         raise ImportDataError("The day is not one that can be read.") from None
     end = moment(parse_time(entry["endTime"]), options.time_zone)
     when = Moment(day_number(day), end.at)
-    yield _made("sleep_hours", entry["minutesAsleep"], "min", when, options)
-    yield _made("time_in_bed_hours", entry["timeInBed"], "min", when, options)
+    record = record_of(_SOURCE, "sleep", str(entry.get("logId", entry["endTime"])))
+    yield _made("sleep_hours", entry["minutesAsleep"], "min", when, options, record)
+    yield _made("time_in_bed_hours", entry["timeInBed"], "min", when, options, record)
     if entry.get("mainSleep", True) and entry.get("efficiency"):
-        yield _made("sleep_efficiency", entry["efficiency"], "%", when, options)
+        yield _made("sleep_efficiency", entry["efficiency"], "%", when, options, record)
 
 
 _READERS: Final[Mapping[str, Callable[[dict[str, Any], Options], Iterator[Reading]]]] = {
@@ -150,7 +162,9 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any], Options], Iterator[Readin
     "distance": _series("distance_km", "cm"),
     "heart_rate": _heart_rate,
     "resting_heart_rate": _resting,
-    "sedentary_minutes": _daily("sedentary_minutes", "min"),
-    "moderately_active_minutes": _daily("active_minutes", "min"),
-    "very_active_minutes": _daily("active_minutes", "min"),
+    "sedentary_minutes": _daily("sedentary_minutes", "min", "sedentary"),
+    "moderately_active_minutes": _daily("active_minutes", "min", "moderate"),
+    "very_active_minutes": _daily("active_minutes", "min", "very"),
 }
+#: Files of so many entries that they are folded as they come.
+_STREAMS: Final = frozenset({"steps", "distance", "heart_rate"})

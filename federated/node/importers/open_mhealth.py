@@ -2,6 +2,10 @@
 
 Schemas of the namespace `omh` (openmhealth.org): step-count, sleep-duration, total-sleep-time,
 sleep-episode, heart-rate, minutes-moderate-activity, body-weight. Others are passed over.
+
+A point is known again by its schema, its source and the beginning of its time: whatever says the
+same later, under the same id or another, replaces it, by the time at which it was created. What
+several schemas say of one night are several sources, and never added up.
 """
 
 from __future__ import annotations
@@ -15,18 +19,22 @@ from federated.errors import ImportDataError
 from federated.node.columns import COLUMNS, Column
 from federated.node.daily import Reading
 from federated.node.importers.reading import (
-    BadRow,
+    Found,
     Moment,
     Options,
     Part,
     Progress,
     bad,
+    last_moment,
+    microseconds,
     moment,
     parse_json,
     parse_number,
     parse_time,
     parts,
     reading,
+    record_of,
+    written_at,
 )
 from federated.node.store import OWNER
 
@@ -58,7 +66,7 @@ class OpenMHealth:
         """By the words of a header."""
         return path.is_file() and b'"schema_id"' in head and b'"namespace"' in head
 
-    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Reading | BadRow]:
+    def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Found]:
         """Yield readings, point by point."""
         for part in parts(path, lambda name: name.endswith((".json", ".ndjson", ".jsonl"))):
             for number, point in _points(part, progress):
@@ -102,14 +110,20 @@ def _point(point: Any, options: Options) -> Iterator[Reading]:
     if not fields:
         return
     provenance = header.get("acquisition_provenance") or {}
-    source = f"open-mhealth: {provenance.get('source_name', 'unknown')}"
-    when = _when(body["effective_time_frame"], options)
+    name = f"open-mhealth: {provenance.get('source_name', 'unknown')}"
+    beginning, when = _when(body["effective_time_frame"], options)
+    record = record_of("open-mhealth", schema["name"], name, microseconds(beginning))
+    version = written_at(header.get("creation_date_time"))
     for name, column, plain_unit in fields:
         if name not in body:
             continue
         value, unit = _value(body[name], plain_unit)
         chosen = _at_rest(body) if column == "heart_rate" else COLUMNS[column]
-        yield reading(chosen, value, unit, person=options.person or OWNER, when=when, source=source)
+        source = f"{name} ({schema['name']})" if column == "sleep_hours" else name
+        yield reading(
+            chosen, value, unit, person=options.person or OWNER, when=when, source=source,
+            record=record, version=version,
+        )  # fmt: skip
 
 
 def _value(found: Any, plain_unit: str) -> tuple[float, str]:
@@ -125,13 +139,16 @@ def _at_rest(body: Mapping[str, Any]) -> Column:
     return COLUMNS["resting_heart_rate" if relation == "at rest" else "heart_rate"]
 
 
-def _when(frame: Mapping[str, Any], options: Options) -> Moment:
-    """The end of an interval, else its point in time."""
+def _when(frame: Mapping[str, Any], options: Options) -> tuple[datetime, Moment]:
+    """The beginning, and the end as the person saw it; twice the point in time if it is one."""
     if "date_time" in frame:
-        return moment(parse_time(frame["date_time"]), options.time_zone)
+        point = parse_time(frame["date_time"])
+        return point, moment(point, options.time_zone)
     interval = frame["time_interval"]
     if "end_date_time" in interval:
-        return moment(_inside(parse_time(interval["end_date_time"])), options.time_zone)
+        end = parse_time(interval["end_date_time"])
+        start = parse_time(interval.get("start_date_time", interval["end_date_time"]))
+        return start, moment(last_moment(end), options.time_zone)
     start = parse_time(interval["start_date_time"])
     length = interval["duration"]
     factor = _SECONDS.get(str(length["unit"]))
@@ -141,9 +158,4 @@ def _when(frame: Mapping[str, Any], options: Options) -> Moment:
         end = start + timedelta(seconds=parse_number(length["value"]) * factor)
     except (OverflowError, ValueError):
         raise ImportDataError("A duration is longer than any can be.") from None
-    return moment(_inside(end), options.time_zone)
-
-
-def _inside(end: datetime) -> datetime:
-    """The last moment of an interval: one that ends at midnight belongs to the day before."""
-    return end - timedelta(microseconds=1)
+    return start, moment(last_moment(end), options.time_zone)

@@ -103,7 +103,7 @@ def import_path(
     folded = _fold(importer, path, options, progress)
     if folded.bad and not skip_bad:
         raise ImportDataError(_complaint(folded))
-    tables = {name: table for name, table in folded.tables.items() if any(table.cells.values())}
+    tables = {name: table for name, table in folded.tables.items() if not table.empty}
     record = ImportRecord(
         at=now, format=importer.name, content=content_hash(path), people=len(tables),
         readings=folded.readings, bad=folded.bad,
@@ -122,7 +122,7 @@ def _fold(importer: Importer, path: Path, options: Options, progress: Progress) 
             folded.take_bad(found)
             continue
         table = folded.tables.setdefault(found.person, PersonTable())
-        folded.cells += table.add(found)
+        folded.cells += table.take(found)
         folded.readings += 1
         if folded.cells > MAX_CELLS:
             raise ImportDataError(

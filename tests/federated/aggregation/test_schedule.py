@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits
+from federated.aggregation.encoding import unscale
 from federated.aggregation.schedule import SMALLEST_VARIANCE, UNARY, noise_schedule
 from federated.model import NoisePlan
 from tests.federated.aggregation.test_noise import bits, fits
@@ -57,11 +58,22 @@ def test_granularity_keeps_every_gaussian_share_wide() -> None:
         unit = Fraction(GAUSS.scale) ** 2 * smallest
         assert unit * schedule.granularity**2 >= SMALLEST_VARIANCE
         if schedule.granularity > 1:
-            assert unit * (schedule.granularity - 1) ** 2 < SMALLEST_VARIANCE
+            assert unit * (schedule.granularity - 2) ** 2 < SMALLEST_VARIANCE
         # Ten thousand coordinates: still below 2^-80 of ε.
         assert 2 * 10_000 * schedule.log_ratio < 2.0**-80
     assert noise_schedule(LAPLACE, nodes=9, minimum_survivors=7, colluding=0).granularity == 1
     assert noise_schedule(LAPLACE, nodes=9, minimum_survivors=7, colluding=0).log_ratio == 0
+
+
+@given(scale=st.floats(0.05, 50), nodes=st.integers(3, 60), value=st.integers(-(10**6), 10**6))
+@settings(deadline=None, derandomize=True)
+def test_taking_granularity_out_again_rounds_up_as_often_as_down(
+    scale: float, nodes: int, value: int
+) -> None:
+    plan = NoisePlan(mechanism="discrete_gaussian", scale=scale)
+    schedule = noise_schedule(plan, nodes=nodes, minimum_survivors=2 * nodes // 3 + 1, colluding=0)
+    both = unscale(np.array([value, -value]), schedule.granularity)
+    assert both[0] == -both[1]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (1.0, 1.0), (1.0, 3.0)])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from federated.accounting import calibrate
 from federated.analytics.base import SMALLEST_COHORT, BaseQuery
+from federated.analytics.bernstein import Moments, basis
 from federated.analytics.counts import Count
 from federated.analytics.means import Mean
 from federated.analytics.quantiles import Quantiles
@@ -129,6 +130,31 @@ def test_trend_is_the_mean_of_peoples_own_slopes() -> None:
     found = values("trend")
     assert found["change per week"] == pytest.approx(np.mean(slopes), abs=0.02)
     assert found["mean in week 2"] == pytest.approx(np.mean(weekly, axis=0)[1], abs=0.02)
+
+
+def test_a_mean_is_of_those_with_data_however_many_are_said_to_take_part() -> None:
+    # What a site says is an upper bound: who has no data, or adds nothing, must drop out.
+    query = BY_NAME["mean"]
+    silent = PersonRows(days=np.empty(0, dtype=np.int64), values={})
+    total = summed(query, (*cohort(), *[silent] * PEOPLE))
+    for people in (PEOPLE, 2 * PEOPLE):
+        [found] = query.decode(total, noise=NONE, people=people, level=0.95).estimates
+        assert found.value == pytest.approx(means("mood").mean(), abs=0.01)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.12, 0.25, 0.5, 0.75, 1.0])
+def test_a_means_noise_is_near_the_least_that_is_possible_where_the_count_is_measured(
+    mean: float,
+) -> None:
+    gradient = Moments(sums=PEOPLE * basis(mean, 2)).mean_gradient() * PEOPLE
+    # Whatever the vector: its gradient, at a person x, gives x - mean (DESIGN.md, "Mean").
+    for x in (0.0, 0.3, 1.0):
+        assert gradient @ basis(x, 2) == pytest.approx(x - mean)
+    least = max(mean, 1 - mean)
+    assert np.linalg.norm(gradient) <= (1.12 if abs(mean - 0.5) >= 0.25 else 1.42) * least
+    # A sum around the middle and a count, ε shared out equally.
+    shared = np.sqrt(1 + 4 * (mean - 0.5) ** 2)
+    assert np.linalg.norm(gradient) < 0.8 * shared
 
 
 def test_an_empty_group_gets_the_whole_range() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,3 +102,68 @@ def test_rows_are_ascending_unique_days_of_one_length(found: list[Found]) -> Non
 def test_damaged_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(StoreError, match="damaged"):
         PersonTable.decode(raw)
+
+
+def identified(record: int, value: float, *, column: str = "sleep_hours", day: int = 1) -> Reading:
+    return Reading(
+        person="p", column=COLUMNS[column], day=day, at=day * 86_400 + record, value=value,
+        source="a", found_unit="h", record=record,
+    )  # fmt: skip
+
+
+def test_a_day_that_several_imports_together_make_impossible_is_left_out() -> None:
+    merged = PersonTable()
+    for record in (1, 2):
+        table = PersonTable()
+        table.add(identified(record, 13.0))
+        table.add(identified(record + 2, 7.0, day=record + 4))
+        assert not list(table.impossible())
+        merged.merge(PersonTable.decode(table.encode()))
+    # 13 hours and 13 hours of one day; the other days stand.
+    assert merged.rows({"sleep_hours"}).days.tolist() == [5, 6]
+    assert PersonTable.decode(merged.encode()).rows({"sleep_hours"}).days.tolist() == [5, 6]
+    assert list(merged.impossible()) == [("sleep_hours", 1)]
+
+
+def test_events_of_records_are_kept_once_each() -> None:
+    table = PersonTable()
+    for record in (1, 1, 2):
+        table.add(identified(record, 9.0, column="phq9_total"))
+    again = PersonTable.decode(table.encode())
+    assert [event.value for event in again.events.values()] == [9.0, 9.0]
+    assert not table.merge(again)
+
+
+@settings(deadline=None)
+@given(found=_FOUND)
+def test_a_table_that_was_written_before_records_were_kept_is_read(found: list[Found]) -> None:
+    table = folded(found)
+    version, series, events, *_ = msgspec.msgpack.decode(table.encode())
+    older = msgspec.msgpack.encode([version, [one[:7] for one in series], events])
+    assert same(PersonTable.decode(older), table)
+
+
+def test_what_is_said_of_a_record_that_is_not_there_is_damage() -> None:
+    table = PersonTable()
+    table.add(identified(1, 7.0))
+    wire = msgspec.msgpack.decode(table.encode())
+    wire[4] = [b"", b"", b""]
+    with pytest.raises(StoreError, match="damaged"):
+        PersonTable.decode(msgspec.msgpack.encode(wire))
+
+
+@settings(deadline=None)
+@given(exports=st.lists(_FOUND, max_size=4), data=st.data())
+def test_any_order_and_any_repetition_of_exports_gives_one_table(
+    exports: list[list[Found]], data: st.DataObject
+) -> None:
+    made = [folded(found) for found in exports]
+    expected = PersonTable()
+    for table in made:
+        expected.merge(table)
+    again = data.draw(st.lists(st.sampled_from(made), max_size=3)) if made else []
+    merged = PersonTable()
+    for table in data.draw(st.permutations([*made, *again])):
+        merged.merge(table)
+    assert same(merged, expected)
+    assert not expected.merge(merged)
