@@ -171,7 +171,10 @@ def _name_of(principal: Principal) -> str:
 def _rosters(places: Places) -> Iterable[Sequence[str]]:
     """Lists of participants that the ledger may have charged: all nodes of the roster."""
     roster = read_roster(places.roster)
-    yield sorted({name for node in roster.nodes for name in roster.charged(node)})
+    whom = sorted({name for node in roster.nodes for name in roster.charged(node)})
+    yield whom
+    # Rows of releases that charged names alone.
+    yield [name for name in whom if not name.startswith("key:")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
