@@ -35,11 +35,13 @@ from federated.errors import (
 from federated.ledger_rows import (
     EVERYBODY,
     GENESIS,
+    Charge,
     Recorded,
     Row,
     chain_problems,
     details_of,
     encode_cost,
+    forgotten,
     lost_rows,
     parse_cost,
     participants_hash,
@@ -58,6 +60,10 @@ _STUDY = re.compile(r"[0-9a-f]{64}").fullmatch
 
 #: A multiset of costs: canonical JSON of each, and how often.
 type History = frozenset[tuple[str, int]]
+
+
+#: Raises if these costs together, of all rounds of a study, are more than it may have.
+type Within = Callable[[Sequence[PrivacyCost]], None]
 
 
 class Accountant(Protocol):
@@ -133,14 +139,21 @@ class Ledger:
         self._lock = threading.Lock()
 
     def reserve(
-        self, *, study: str, round_id: str, participants: Collection[str], cost: PrivacyCost
+        self,
+        *,
+        study: str,
+        round_id: str,
+        participants: Collection[str],
+        cost: PrivacyCost,
+        within: Within | None = None,
     ) -> Reservation:
         """Charge every participant with one round's cost, or nobody.
 
-        `study` is the study's hash. Raises `BudgetExhaustedError` if anybody would go above the
-        cap; `LedgerError` if the round was reserved before (its answer may be out: ask under
-        another round's name), if the ledger does not answer, or if the log does not: then nothing
-        may be dispatched, and what was written counts as spent.
+        `study` is the study's hash; `within` is asked about all that the study will have cost with
+        this round, while no other round can be reserved. Raises `BudgetExhaustedError` if anybody
+        would go above the cap; what `within` raises; `LedgerError` if the round was reserved before
+        (its answer may be out: ask under another round's name), if the ledger does not answer, or
+        if the log does not: then nothing may be dispatched, and what was written counts as spent.
         """
         whom = _checked_participants(participants)
         if not _STUDY(study) or not _ROUND(round_id):
@@ -153,6 +166,8 @@ class Ledger:
                 self._verify_affordable(connection, whom, row.cost)
             with self._database.writing() as connection:
                 self._verify_new(connection, row)
+                if within is not None:
+                    within([*(one.cost for one in _charges(connection, study)), cost])
                 self._verify_affordable(connection, whom, row.cost)
                 row = _append(connection, row, whom)
         except FederatedError as error:
@@ -198,6 +213,11 @@ class Ledger:
             found = connection.execute(statement).mappings().first()
         return None if found is None else _reservation(Row(**found))
 
+    def charges(self, study: str) -> Sequence[Charge]:
+        """All that a study (by its hash) has ever cost anybody, in order, over all its runs."""
+        with self._database.reading() as connection:
+            return _charges(connection, study)
+
     def is_spent(self, reservation: Reservation) -> bool:
         """Whether the round's answer was released."""
         with self._database.reading() as connection:
@@ -225,6 +245,12 @@ class Ledger:
         recorded = recorded_rows(entries)
         rows, charged = self._read()
         problems = chain_problems(rows, charged)
+        unknown = forgotten(rows, recorded)
+        if unknown is not None:
+            raise LedgerError(
+                f"The ledger is not as it was written: {unknown}. Nothing may be dispatched, and "
+                "nothing can mend it but a newer backup."
+            )
         problems += [
             f"the log recorded a {one.kind} in row {one.sequence} that is not there: an older "
             "backup was restored, or rows were cut off"
@@ -256,7 +282,11 @@ class Ledger:
                 raise LedgerError(
                     f"The ledger cannot be mended, for {problems[0]}: restore a whole backup first."
                 )
-            lost = lost_rows(rows, recorded)
+            lost, unknown = lost_rows(rows, recorded), forgotten(rows, recorded)
+            if unknown is not None:
+                raise LedgerError(
+                    f"The ledger cannot be mended, for {unknown}: restore a newer one."
+                )
             if not lost:
                 return added
             added.append(self._mend(lost[0], known))
@@ -440,6 +470,22 @@ def _append(connection: Connection, row: Row, whom: Collection[str]) -> Row:
             [{"participant": name, "sequence": sealed.sequence} for name in whom],
         )
     return sealed
+
+
+def _charges(connection: Connection, study: str) -> list[Charge]:
+    statement = (
+        select(ledger_rows.c.round, ledger_rows.c.cost)
+        .where(
+            ledger_rows.c.study == study,
+            ledger_rows.c.kind != "spend",
+            ledger_rows.c.participants > 0,
+        )
+        .order_by(ledger_rows.c.sequence)
+    )
+    return [
+        Charge(round=round_id, cost=parse_cost(cost))
+        for round_id, cost in connection.execute(statement)
+    ]
 
 
 def _find(connection: Connection, reservation: str, kinds: Sequence[str]) -> Row | None:
