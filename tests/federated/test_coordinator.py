@@ -116,7 +116,10 @@ NAMES = ("one", "two", "three")
         (AccountingError("unbounded"), False),
     ],
 )
-def test_an_answer_outlives_a_failure_that_comes_after_it(error: Exception, goes_on: bool) -> None:
+def test_an_answer_outlives_a_failure_that_comes_after_it(
+    error: Exception,
+    goes_on: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
     run = Scripted({"one": None, "two": error, "three": None})
     said: list[str] = []
     answers, failures = ask_all(run, NAMES, say=said.append)
