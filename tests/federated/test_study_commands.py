@@ -434,7 +434,7 @@ def test_approves_the_very_study_that_was_printed(desk: Desk) -> None:
         desk.trail.approvals._store.add(manifest, Step(kind="propose", at_us=1, log_index=0))
         return MEMBER
 
-    desk.sign_in = swap
+    desk.sign_in = swap  # type: ignore[method-assign]
     result = desk("approve", "sleep-and-phq9", *board, who=MEMBER)
     assert isinstance(result.exception, ApprovalError)
     assert "another study now" in str(result.exception)
