@@ -49,7 +49,7 @@ Action = Literal[
     "keys.pseudonym.request", "keys.pseudonym.approve", "keys.pseudonym.reveal",
     "keys.officer.create",
     "study.propose", "study.approve", "study.publish", "study.run", "study.reserve",
-    "study.spend", "study.mend", "study.refuse", "study.release",
+    "study.spend", "study.mend", "study.refuse", "study.release", "study.withdraw",
 ]  # fmt: skip
 
 STAGES: Final[frozenset[str]] = frozenset(get_args(Stage))

@@ -9,23 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from audit.errors import AuditError
 from federated.aggregation.bits import SystemBits
 from federated.deployment.certificates import COORDINATOR_NAME
 from federated.deployment.link import Link, LinkAccess
 from federated.deployment.places import Places, RosterFile, read_roster
 from federated.errors import (
     ApprovalError,
+    BudgetExhaustedError,
     CohortError,
     DeploymentError,
+    FederatedError,
     ProtocolError,
     StudyLogError,
 )
+from federated.ledger import Reservation, Within
+from federated.ledger_rows import Charge
 from federated.manifest import Study
-from federated.model import Query
+from federated.model import PrivacyCost, Query
 from federated.node.enrolment import Enrolment
+from federated.planning import verify_within
+from federated.rounds import round_price
 from federated.signed_study import SignedStudy
 from federated.study_log import (
     StudyBundle,
@@ -36,7 +44,6 @@ from federated.study_log import (
 from federated.study_run import (
     Deadlines,
     Patience,
-    RoundLedger,
     RoundOutcome,
     RunPorts,
     Say,
@@ -58,11 +65,114 @@ __all__ = ["COORDINATOR_NAME", "Coordinator", "StudyOutcome", "link_access"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOutcome:
-    """What a run gave: an answer for each question, or why there is none."""
+    """What a run gave: an answer for each question, or why there is none.
+
+    `bundle` proves the study's publication to whoever gets the answers.
+    """
 
     run_id: int
+    bundle: StudyBundle
     answers: Sequence[RoundOutcome]
     failures: Mapping[str, str]
+
+
+class StudyLedger(Protocol):
+    """What a coordinator needs of `federated.ledger.Ledger`."""
+
+    def reserve(
+        self,
+        *,
+        study: str,
+        round_id: str,
+        participants: Sequence[str],
+        cost: PrivacyCost,
+        within: Within | None = None,
+    ) -> Reservation:
+        """As `Ledger.reserve`."""
+        ...
+
+    def spend(self, reservation: Reservation) -> None:
+        """As `Ledger.spend`."""
+        ...
+
+    def charges(self, study: str) -> Sequence[Charge]:
+        """As `Ledger.charges`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinStudy:
+    """The ledger for one study: no round of it is reserved beyond what was approved."""
+
+    study: Study
+    ledger: StudyLedger
+
+    def reserve(
+        self, *, study: str, round_id: str, participants: Sequence[str], cost: PrivacyCost
+    ) -> Reservation:
+        """As `Ledger.reserve`; `BudgetExhaustedError` also if the study would have too much."""
+        return self.ledger.reserve(
+            study=study,
+            round_id=round_id,
+            participants=participants,
+            cost=cost,
+            within=partial(verify_within, self.study),
+        )
+
+    def spend(self, reservation: Reservation) -> None:
+        """As `Ledger.spend`."""
+        self.ledger.spend(reservation)
+
+    def verify_room(self, costs: Sequence[PrivacyCost]) -> None:
+        """Prove that a run of these costs still fits. Raises `BudgetExhaustedError`."""
+        before = [one.cost for one in self.ledger.charges(self.study.study_hash)]
+        verify_within(self.study, [*before, *costs])
+
+
+class Asking(Protocol):
+    """What `ask_all` needs of `federated.study_run.StudyRun`."""
+
+    def ask(self, name: str, round_number: int) -> RoundOutcome:
+        """As `StudyRun.ask`."""
+        ...
+
+
+def ask_all(
+    run: Asking,
+    names: Sequence[str],
+    *,
+    say: Say = lambda _: None,
+    still: Callable[[], None] = lambda: None,
+) -> tuple[Sequence[RoundOutcome], Mapping[str, str]]:
+    """Ask one question after the other; return what was answered, and why the others were not.
+
+    What was answered has cost something and is kept, whatever comes after. A round that comes to
+    nothing, or a budget that one question exceeds, does not keep the next from being asked; ledger,
+    log or deployment failing does, and so does what `still`, looked at before each, raises. Raises
+    the first such error if nothing was answered: there is nothing to lose then.
+    """
+    answers: list[RoundOutcome] = []
+    failures: dict[str, str] = {}
+    first: FederatedError | AuditError | None = None
+    over = False
+    for number, name in enumerate(names):
+        if over:
+            failures[name] = "It was not asked: what failed before stopped the run."
+            continue
+        try:
+            still()
+            answers.append(run.ask(name, number))
+        except (CohortError, ProtocolError) as error:
+            failures[name] = str(error)
+        except BudgetExhaustedError as error:
+            first, failures[name] = first or error, str(error)
+        except (FederatedError, AuditError) as error:
+            first, failures[name], over = first or error, str(error), True
+        if name in failures:
+            say(f"{name}: {failures[name]}")
+    if first is not None and not answers:
+        raise first
+    return tuple(answers), failures
 
 
 class NamedExchange:
@@ -93,7 +203,7 @@ class Coordinator:
     access: LinkAccess
     roster: RosterFile
     believed: Enrolment
-    ledger: RoundLedger
+    ledger: StudyLedger
     log: Path
     query: Callable[[str], Query]
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -101,13 +211,19 @@ class Coordinator:
     wait: Callable[[float], None] = time.sleep
 
     def run(
-        self, signed: SignedStudy, *, queries: Sequence[str] = (), say: Say = lambda _: None
+        self,
+        signed: SignedStudy,
+        *,
+        queries: Sequence[str] = (),
+        say: Say = lambda _: None,
+        still: Callable[[], None] = lambda: None,
     ) -> StudyOutcome:
         """Run a study: start it, ask each of `queries` (all, by default) in a round, answer.
 
-        A question whose round comes to nothing (too few people, a broken round) does not keep the
-        next from being asked; it is in `failures`, and what was reserved for it stays spent. Raises
-        `ApprovalError` if nodes or publication are not as approved, `BudgetExhaustedError`,
+        A question without an answer is in `failures`, as `ask_all` says, and what was reserved for
+        it stays spent; `still` raises if the study may not go on. Raises `ApprovalError` if nodes
+        or publication are not as approved, `BudgetExhaustedError` before anything is dispatched if
+        the study, over all its runs, would take more rounds or cost more than was approved,
         `LedgerError`, and `DeploymentError` if the SuperLink refuses or is away.
         """
         study = signed.study
@@ -117,17 +233,22 @@ class Coordinator:
                 "it again."
             )
         index = find_published(self.log, study.study_hash)
-        self._published(index, study.study_hash)
+        bundle = self._published(index, study.study_hash)
         names = tuple(queries) or tuple(query.name for query in study.queries)
-        for name in names:
-            study.query(name)
+        declared = [study.query(name) for name in names]
+        ledger = WithinStudy(study=study, ledger=self.ledger)
+        ledger.verify_room([round_price(one, self.query(one.ask)) for one in declared])
         link = Link(self.access)
         say(f"starting a run of {study.id}")
         run_id = link.start(signed.encode(), study.run_configuration())
         done: list[StudyOutcome] = []
 
         def conduct(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-            done.append(self._conduct(grid, signed, index, names, run_id, say))
+            run = self._run(grid, signed, index, ledger, run_id, say)
+            answers, failures = ask_all(run, names, say=say, still=still)
+            done.append(
+                StudyOutcome(run_id=run_id, bundle=bundle, answers=answers, failures=failures)
+            )
 
         link.execute(run_id, conduct)
         if not done:
@@ -162,15 +283,15 @@ class Coordinator:
             else:
                 return bundle
 
-    def _conduct(
+    def _run(
         self,
         grid: Grid,
         signed: SignedStudy,
         index: int,
-        names: Sequence[str],
+        ledger: WithinStudy,
         run_id: int,
         say: Say,
-    ) -> StudyOutcome:
+    ) -> StudyRun:
         from federated.deployment.grid import GridExchange
 
         def prove(from_size: int) -> bytes:
@@ -178,23 +299,16 @@ class Coordinator:
 
         ports = RunPorts(
             exchange=NamedExchange(GridExchange(grid), self.roster.flower_ids()),
-            ledger=self.ledger,
+            ledger=ledger,
             roster=self.roster.keys(),
             query=self.query,
             prove=prove,
             random=SystemBits(),
             participants=self.roster.charged,
+            sites=self.roster.sites(),
             say=say,
         )
-        run = StudyRun(signed, ports, run_id=run_id, deadlines=self.deadlines, level=self.level)
-        answers, failures = [], {}
-        for number, name in enumerate(names):
-            try:
-                answers.append(run.ask(name, number))
-            except (CohortError, ProtocolError) as error:
-                say(f"{name}: {error}")
-                failures[name] = str(error)
-        return StudyOutcome(run_id=run_id, answers=tuple(answers), failures=failures)
+        return StudyRun(signed, ports, run_id=run_id, deadlines=self.deadlines, level=self.level)
 
 
 def roster_for(study: Study, places: Places) -> RosterFile:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, select
 
 from audit.model import Action, Entry
 from audit.recorder import Act, Begun, End, Recorder, Who
@@ -32,14 +32,27 @@ from federated.errors import (
     FederatedError,
     LedgerError,
 )
+from federated.ledger_queries import (
+    MAX_PARTICIPANTS,
+    History,
+    Reservation,
+    added_to,
+    append_row,
+    charges_of,
+    checked_participants,
+    costs_of,
+    find_row,
+    reservation_of,
+)
 from federated.ledger_rows import (
     EVERYBODY,
-    GENESIS,
+    Charge,
     Recorded,
     Row,
     chain_problems,
     details_of,
     encode_cost,
+    forgotten,
     lost_rows,
     parse_cost,
     participants_hash,
@@ -48,16 +61,16 @@ from federated.ledger_rows import (
 from federated.model import PrivacyCost
 from federated.schema import ledger_charges, ledger_rows
 
-MAX_PARTICIPANTS: Final = 1_000_000
+__all__ = ["MAX_PARTICIPANTS", "Balance", "Ledger", "Reservation", "Within"]
+
 _CACHED: Final = 4096
 #: SQLite allows 32,766 bound values in a statement; PostgreSQL 65,535.
 _CHUNK: Final = 10_000
-_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}").fullmatch
 _ROUND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,63}").fullmatch
 _STUDY = re.compile(r"[0-9a-f]{64}").fullmatch
 
-#: A multiset of costs: canonical JSON of each, and how often.
-type History = frozenset[tuple[str, int]]
+#: Raises if these costs together, of all rounds of a study, are more than it may have.
+type Within = Callable[[Sequence[PrivacyCost]], None]
 
 
 class Accountant(Protocol):
@@ -71,17 +84,6 @@ class Accountant(Protocol):
     def compose(self, costs: Sequence[PrivacyCost]) -> float:
         """An ε that bounds all of them together; raises where there is none."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """A reservation that is durable and recorded: one round may be dispatched with it."""
-
-    id: str
-    study: str
-    round: str
-    cost: PrivacyCost
-    participants: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +135,23 @@ class Ledger:
         self._lock = threading.Lock()
 
     def reserve(
-        self, *, study: str, round_id: str, participants: Collection[str], cost: PrivacyCost
+        self,
+        *,
+        study: str,
+        round_id: str,
+        participants: Collection[str],
+        cost: PrivacyCost,
+        within: Within | None = None,
     ) -> Reservation:
         """Charge every participant with one round's cost, or nobody.
 
-        `study` is the study's hash. Raises `BudgetExhaustedError` if anybody would go above the
-        cap; `LedgerError` if the round was reserved before (its answer may be out: ask under
-        another round's name), if the ledger does not answer, or if the log does not: then nothing
-        may be dispatched, and what was written counts as spent.
+        `study` is the study's hash; `within` is asked about all that the study will have cost with
+        this round, while no other round can be reserved. Raises `BudgetExhaustedError` if anybody
+        would go above the cap; what `within` raises; `LedgerError` if the round was reserved before
+        (its answer may be out: ask under another round's name), if the ledger does not answer, or
+        if the log does not: then nothing may be dispatched, and what was written counts as spent.
         """
-        whom = _checked_participants(participants)
+        whom = checked_participants(participants)
         if not _STUDY(study) or not _ROUND(round_id):
             raise LedgerError("A round is named by 1 to 64 of A-Z a-z 0-9 . _ : + -.")
         row = self._draft("reserve", study, round_id, encode_cost(cost), whom)
@@ -153,14 +162,16 @@ class Ledger:
                 self._verify_affordable(connection, whom, row.cost)
             with self._database.writing() as connection:
                 self._verify_new(connection, row)
+                if within is not None:
+                    within([*(one.cost for one in charges_of(connection, study)), cost])
                 self._verify_affordable(connection, whom, row.cost)
-                row = _append(connection, row, whom)
+                row = append_row(connection, row, whom)
         except FederatedError as error:
             denied = isinstance(error, BudgetExhaustedError)
             self._ended(begun, "denied" if denied else "failed", error.code)
             raise
         self._written(begun, row)
-        return _reservation(row)
+        return reservation_of(row)
 
     def spend(self, reservation: Reservation) -> None:
         """Say that the round of this reservation released its answer. Once is enough.
@@ -168,8 +179,8 @@ class Ledger:
         Raises `LedgerError` if there is no such reservation.
         """
         with self._database.reading() as connection:
-            reserved = _find(connection, reservation.id, ("reserve", "mend"))
-            spent = _find(connection, reservation.id, ("spend",))
+            reserved = find_row(connection, reservation.id, ("reserve", "mend"))
+            spent = find_row(connection, reservation.id, ("spend",))
         if reserved is None:
             raise LedgerError("Expected to spend what was reserved; the ledger has no such row.")
         if spent is not None:
@@ -180,8 +191,8 @@ class Ledger:
         )
         begun = self._intent("study.spend", row)
         with self._database.writing() as connection:
-            if _find(connection, reservation.id, ("spend",)) is None:
-                row = _append(connection, row, ())
+            if find_row(connection, reservation.id, ("spend",)) is None:
+                row = append_row(connection, row, ())
         if row.hash:
             self._written(begun, row)
         else:
@@ -196,16 +207,21 @@ class Ledger:
         )
         with self._database.reading() as connection:
             found = connection.execute(statement).mappings().first()
-        return None if found is None else _reservation(Row(**found))
+        return None if found is None else reservation_of(Row(**found))
+
+    def charges(self, study: str) -> Sequence[Charge]:
+        """All that a study (by its hash) has ever cost anybody, in order, over all its runs."""
+        with self._database.reading() as connection:
+            return charges_of(connection, study)
 
     def is_spent(self, reservation: Reservation) -> bool:
         """Whether the round's answer was released."""
         with self._database.reading() as connection:
-            return _find(connection, reservation.id, ("spend",)) is not None
+            return find_row(connection, reservation.id, ("spend",)) is not None
 
     def balance(self, participant: str) -> Balance:
         """What a participant's data has cost until now."""
-        (name,) = _checked_participants([participant])
+        (name,) = checked_participants([participant])
         with self._database.reading() as connection:
             ((history, _),) = self._histories(connection, [name]).items()
         return Balance(
@@ -225,6 +241,12 @@ class Ledger:
         recorded = recorded_rows(entries)
         rows, charged = self._read()
         problems = chain_problems(rows, charged)
+        unknown = forgotten(rows, recorded)
+        if unknown is not None:
+            raise LedgerError(
+                f"The ledger is not as it was written: {unknown}. Nothing may be dispatched, and "
+                "nothing can mend it but a newer backup."
+            )
         problems += [
             f"the log recorded a {one.kind} in row {one.sequence} that is not there: an older "
             "backup was restored, or rows were cut off"
@@ -256,7 +278,11 @@ class Ledger:
                 raise LedgerError(
                     f"The ledger cannot be mended, for {problems[0]}: restore a whole backup first."
                 )
-            lost = lost_rows(rows, recorded)
+            lost, unknown = lost_rows(rows, recorded), forgotten(rows, recorded)
+            if unknown is not None:
+                raise LedgerError(
+                    f"The ledger cannot be mended, for {unknown}: restore a newer one."
+                )
             if not lost:
                 return added
             added.append(self._mend(lost[0], known))
@@ -276,7 +302,7 @@ class Ledger:
         )
         begun = self._intent("study.mend", row)
         with self._database.writing() as connection:
-            row = _append(connection, row, whom)
+            row = append_row(connection, row, whom)
         self._written(begun, row)
         return row
 
@@ -340,7 +366,7 @@ class Ledger:
     def _verify_affordable(self, connection: Connection, whom: Sequence[str], cost: str) -> None:
         for history, names in self._histories(connection, whom).items():
             try:
-                epsilon = self._compose(_added(history, cost))
+                epsilon = self._compose(added_to(history, cost))
             except AccountingError as error:
                 # What cannot be bounded counts as more than any budget.
                 raise BudgetExhaustedError(
@@ -359,10 +385,10 @@ class Ledger:
 
     def _histories(self, connection: Connection, whom: Sequence[str]) -> dict[History, list[str]]:
         """Who has which costs: most have the same, and are added up once."""
-        shared = _costs_of(connection, [EVERYBODY]).get(EVERYBODY, Counter())
+        shared = costs_of(connection, [EVERYBODY]).get(EVERYBODY, Counter())
         found: dict[str, Counter[str]] = {}
         for start in range(0, len(whom), _CHUNK):
-            found |= _costs_of(connection, whom[start : start + _CHUNK])
+            found |= costs_of(connection, whom[start : start + _CHUNK])
         groups: dict[History, list[str]] = {}
         for name in whom:
             history = found.get(name, Counter()) + shared
@@ -393,70 +419,3 @@ class Ledger:
             for participant, sequence in connection.execute(select(ledger_charges)):
                 charged.setdefault(sequence, []).append(participant)
         return rows, charged
-
-
-def _checked_participants(participants: Collection[str]) -> tuple[str, ...]:
-    if isinstance(participants, str) or not 0 < len(participants) <= MAX_PARTICIPANTS:
-        raise LedgerError(f"A round has 1 to {MAX_PARTICIPANTS} participants.")
-    if not all(_PARTICIPANT(name) for name in participants):
-        raise LedgerError("A participant is named by 1 to 128 of A-Z a-z 0-9 . _ : -.")
-    return tuple(sorted(set(participants)))
-
-
-def _added(history: History, cost: str) -> History:
-    counted = Counter(dict(history))
-    counted[cost] += 1
-    return frozenset(counted.items())
-
-
-def _costs_of(connection: Connection, names: Sequence[str]) -> dict[str, Counter[str]]:
-    statement = (
-        select(ledger_charges.c.participant, ledger_rows.c.cost, func.count())
-        .join(ledger_rows, ledger_rows.c.sequence == ledger_charges.c.sequence)
-        .where(ledger_charges.c.participant.in_(names))
-        .group_by(ledger_charges.c.participant, ledger_rows.c.cost)
-    )
-    found: dict[str, Counter[str]] = {}
-    for name, cost, count in connection.execute(statement):
-        found.setdefault(name, Counter())[cost] = count
-    return found
-
-
-def _append(connection: Connection, row: Row, whom: Collection[str]) -> Row:
-    """Write a row behind the newest one; the caller's transaction is the only writer."""
-    newest = connection.execute(
-        select(ledger_rows.c.sequence, ledger_rows.c.hash)
-        .order_by(ledger_rows.c.sequence.desc())
-        .limit(1)
-    ).first()
-    sequence, previous = (0, GENESIS) if newest is None else newest
-    values = {name: getattr(row, name) for name in Row.__slots__}
-    values |= {"sequence": sequence + 1, "previous": previous}
-    sealed = Row(**values).sealed()
-    connection.execute(insert(ledger_rows), {name: getattr(sealed, name) for name in Row.__slots__})
-    if whom:
-        connection.execute(
-            insert(ledger_charges),
-            [{"participant": name, "sequence": sealed.sequence} for name in whom],
-        )
-    return sealed
-
-
-def _find(connection: Connection, reservation: str, kinds: Sequence[str]) -> Row | None:
-    statement = (
-        select(ledger_rows)
-        .where(ledger_rows.c.reservation == reservation, ledger_rows.c.kind.in_(kinds))
-        .limit(1)
-    )
-    found = connection.execute(statement).mappings().first()
-    return None if found is None else Row(**found)
-
-
-def _reservation(row: Row) -> Reservation:
-    return Reservation(
-        id=row.reservation,
-        study=row.study,
-        round=row.round,
-        cost=parse_cost(row.cost),
-        participants=row.participants,
-    )

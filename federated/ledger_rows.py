@@ -59,6 +59,14 @@ class Row:
         return sha256(_DOMAIN + canonical_json(values)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What one round of a study cost those who were asked: what was reserved counts."""
+
+    round: str
+    cost: PrivacyCost
+
+
 def participants_hash(participants: Iterable[str]) -> str:
     """SHA-256, in hex, of the sorted ids: what the log says of them, since ids name devices."""
     return sha256(b"havengate/participants/v1\n" + canonical_json(sorted(participants))).hexdigest()
@@ -165,6 +173,28 @@ def _recorded(entry: Entry) -> Recorded:
         raise LedgerError(
             "The audit log speaks of the ledger in a way that this release does not know."
         ) from error
+
+
+def forgotten(rows: Sequence[Row], recorded: Sequence[Recorded]) -> str | None:
+    """What the ledger lost and the log, pruned meanwhile, no longer says; None if there is nothing.
+
+    The oldest row of which the log still speaks had so many before it. Where it is there, its hash
+    covers them. Where it is lost, they must stand in the ledger: nothing can tell what they were.
+    """
+    if not recorded:
+        return None
+    oldest = min(recorded, key=lambda one: one.sequence)
+    if any(row.hash == oldest.hash for row in rows):
+        return None
+    spoken_of = {one.hash for one in recorded}
+    older = {row.sequence for row in rows if row.hash not in spoken_of and row.kind != "mend"}
+    missing = [place for place in range(1, oldest.sequence) if place not in older]
+    if not missing:
+        return None
+    return (
+        f"{len(missing)} row(s) from row {missing[0]} on are lost, and the log was pruned and no "
+        "longer says what they were: an older backup was restored"
+    )
 
 
 def chain_problems(rows: Sequence[Row], charged: Mapping[int, Collection[str]]) -> list[str]:

@@ -423,8 +423,14 @@ def _query_of(query: _Query) -> DeclaredQuery:
     )
 
 
-def roster_hash(nodes: Mapping[str, bytes]) -> str:
-    """SHA-256, in hex, of who may take part: node id → raw Ed25519 public key (32 bytes)."""
-    return sha256(
-        b"havengate/roster/v1\n" + canonical_json({id_: key.hex() for id_, key in nodes.items()})
-    ).hexdigest()
+def roster_hash(nodes: Mapping[str, bytes], sites: Mapping[str, str] | None = None) -> str:
+    """SHA-256, in hex, of who may take part: node id → raw Ed25519 public key (32 bytes).
+
+    `sites` are those of nodes that speak for a site's people; a person's own device has none. Who
+    approves a study approves with it which site answers for whom.
+    """
+    listed = {id_: key.hex() for id_, key in nodes.items()}
+    of = {id_: site for id_, site in (sites or {}).items() if site}
+    # No key in hex holds an @: with and without a site are never the same.
+    listed |= {id_: f"{listed.get(id_, '')}@{site}" for id_, site in of.items()}
+    return sha256(b"havengate/roster/v1\n" + canonical_json(listed)).hexdigest()

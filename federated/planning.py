@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from federated.accounting import compose
+from federated.accounting import Accountant, compose
 from federated.analytics.base import BaseQuery
 from federated.analytics.declare import query_from
 from federated.analytics.plan import QueryPlan, plan_query
 from federated.draft import Draft, Planned
-from federated.errors import ManifestError
+from federated.errors import AccountingError, BudgetExhaustedError, ManifestError
 from federated.manifest import DeclaredQuery, Study
 from federated.model import PrivacyCost
 from federated.rounds import CLOSENESS, round_price
@@ -99,8 +99,38 @@ def study_costs(study: Study) -> Mapping[str, PrivacyCost]:
 
 
 def composed_epsilon(study: Study, costs: Sequence[PrivacyCost]) -> float:
-    """ε of these costs together at the study's δ."""
-    return compose(costs, delta=study.delta) if costs else 0.0
+    """ε of these costs together at the study's δ. Raises `AccountingError` where there is none.
+
+    Each question once: their costs were fixed beforehand, and compose. More rounds than questions:
+    somebody asked again, knowing earlier answers, and they are added up, which holds always.
+    """
+    if not costs:
+        return 0.0
+    again = len(costs) > len(study.queries)
+    return Accountant(delta=study.delta, adaptive=again).compose(costs)
+
+
+def verify_within(study: Study, costs: Sequence[PrivacyCost]) -> None:
+    """Prove that a study that costs this, over all its runs, keeps to what was approved.
+
+    Raises `BudgetExhaustedError`.
+    """
+    if len(costs) > study.rounds:
+        raise BudgetExhaustedError(
+            f"The study {study.id} was approved for {study.rounds} round(s), and this would make "
+            f"{len(costs)}. What failed counts, too: propose it anew."
+        )
+    try:
+        epsilon = composed_epsilon(study, costs)
+    except AccountingError as error:
+        raise BudgetExhaustedError(
+            f"What the study {study.id} would cost in all cannot be bounded at its δ: {error}"
+        ) from error
+    if not epsilon <= study.epsilon * _SLACK:
+        raise BudgetExhaustedError(
+            f"The study {study.id} would cost each person ε = {epsilon:.4g} at δ = "
+            f"{study.delta:.2g} over all its runs; {study.epsilon:.4g} were approved."
+        )
 
 
 def verify_claims(study: Study) -> None:

@@ -48,7 +48,8 @@ studies = Table(
 )
 
 #: What became of each study, step by step, never changed: who (as a tag of this study, and his
-#: key), in which role, and the signature. `log_index` is the entry that says so.
+#: key), in which role, and the signature. `log_index` is the entry that says so; `answer` the hash
+#: of what a run gave.
 study_steps = Table(
     "study_steps",
     metadata,
@@ -62,6 +63,7 @@ study_steps = Table(
     Column("signature", Text, nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("log_index", BigInteger, nullable=False),
+    Column("answer", Text, nullable=False),
 )
 
 #: The n-th entry leads from version n to n + 1.
@@ -105,4 +107,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             log_index BIGINT NOT NULL,
             PRIMARY KEY (study, step))""",
     ),
+    ("ALTER TABLE study_steps ADD COLUMN answer TEXT NOT NULL DEFAULT ''",),
 )

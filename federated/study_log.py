@@ -164,18 +164,35 @@ def verify_published(
     Raises `StudyLogError`.
     """
     try:
-        signed, entry = _verify_inclusion(bundle, log_keys)
-        _verify_cosigned(signed, witness_keys, witnesses)
+        checkpoint, entry = verify_logged(
+            bundle.proof, log_keys=log_keys, witness_keys=witness_keys, witnesses=witnesses
+        )
     except AuditError as error:
         raise StudyLogError(f"The study's publication is not proven: {error}") from error
     _verify_entry(entry, study_hash)
-    return signed.checkpoint
+    return checkpoint
+
+
+def verify_logged(
+    proof: bytes,
+    *,
+    log_keys: Sequence[VerifierKey],
+    witness_keys: Sequence[VerifierKey],
+    witnesses: int,
+) -> tuple[Checkpoint, Entry]:
+    """The entry that a C2SP tlog-proof carries, and the cosigned checkpoint that covers it.
+
+    Raises `StudyLogError` or an `AuditError`.
+    """
+    signed, entry = _verify_inclusion(proof, log_keys)
+    _verify_cosigned(signed, witness_keys, witnesses)
+    return signed.checkpoint, entry
 
 
 def _verify_inclusion(
-    bundle: StudyBundle, log_keys: Sequence[VerifierKey]
+    raw: bytes, log_keys: Sequence[VerifierKey]
 ) -> tuple[SignedCheckpoint, Entry]:
-    proof = parse_proof(bundle.proof)
+    proof = parse_proof(raw)
     if proof.extra is None:
         raise StudyLogError("The proof does not carry the entry that it is for.")
     signed = verify_proof(proof, proof.extra, log_keys)

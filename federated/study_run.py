@@ -98,7 +98,8 @@ class RunPorts:
     """What a run stands on.
 
     `roster`: node name → raw Ed25519 public key, whole, as approved. `participants` names whom a
-    node's answer charges in the ledger (a device is one; a site's people are one class).
+    node's answer charges in the ledger (a device is one; a site's people are one class); `sites`
+    are those of nodes that speak for one, as the roster's hash covers them.
     `prove` makes the proof that the study was published, for a node that has seen so many entries.
     """
 
@@ -109,6 +110,7 @@ class RunPorts:
     prove: Callable[[int], bytes]
     random: RandomBits = field(repr=False)
     participants: Callable[[str], Sequence[str]]
+    sites: Mapping[str, str] = field(default_factory=dict)
     say: Say = lambda _: None
 
 
@@ -238,6 +240,7 @@ class StudyRun:
             round_number=round_number,
             roster=self._ports.roster,
             taking_part={node: greeting.people for node, greeting in greetings.items()},
+            sites=self._ports.sites,
         )
 
     # --- Reserve, then ask -----------------------------------------------------------------------

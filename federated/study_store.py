@@ -19,7 +19,9 @@ from federated.errors import ApprovalError
 from federated.manifest import Study, parse_manifest
 from federated.schema import studies, study_steps
 
-type StepKind = Literal["propose", "approve", "refuse", "publish", "run", "release"]
+type StepKind = Literal[
+    "propose", "approve", "refuse", "publish", "run", "answer", "release", "withdraw"
+]
 
 MAX_STEPS: Final = 100_000
 
@@ -28,7 +30,8 @@ MAX_STEPS: Final = 100_000
 class Step:
     """One step. `role` and `site` say in which capacity; key and signature are hex, or empty.
 
-    `log_index` is where the audit log speaks of it; `at_us` Unix time in microseconds.
+    `log_index` is where the audit log speaks of it; `at_us` Unix time in microseconds; `answer`,
+    of a run that ended well, the SHA-256 of what it gave, in hex.
     """
 
     kind: StepKind
@@ -39,6 +42,7 @@ class Step:
     signature: str = ""
     at_us: int
     log_index: int
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

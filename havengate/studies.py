@@ -18,26 +18,30 @@ from pathlib import Path
 import typer
 
 from audit.entry import parse_entry
+from audit.errors import AuditError
 from audit.model import Entry
 from audit.reader import LogReader
 from audit.recorder import Appender, AsyncRecorder, Sequenced
 from audit.retention import first_readable
 from federated.accounting import Accountant
 from federated.approvals import Approvals, FileSigner, Standing
-from federated.cli import Say, StudyProgram
+from federated.cli import RunResult, Say, StudyProgram
 from federated.coordinator import Coordinator, link_access
 from federated.database import StudyDatabase
 from federated.deployment.places import Places, read_roster
 from federated.deployment.up import remembered
-from federated.errors import ApprovalError, DeploymentError
+from federated.errors import ApprovalError, DeploymentError, LedgerError, StudyLogError
 from federated.ledger import Ledger
+from federated.ledger_rows import Charge
+from federated.manifest import Study
 from federated.node.enrolment import Enrolment, parse_enrolment
-from federated.planning import composed_epsilon, read_ask, study_costs
+from federated.planning import read_ask, study_costs
 from federated.release.document import make_document
 from federated.release.files import Reports
+from federated.release.proof import make_release_proof
 from federated.settings import FederatedSettings
 from federated.signed_study import SignedStudy
-from federated.study_log import find_published, make_bundle
+from federated.study_log import verify_logged
 from federated.study_run import Deadlines
 from federated.study_store import StudyStore
 from gateway.identity.directory import Directory
@@ -54,6 +58,9 @@ from keys.private_files import read_private
 from policies.model import Assurance, Principal
 from policies.store import load_in_force
 
+#: How often, and how long in between, the log is looked at for witnesses' words on a release.
+_LOOKS = 50
+_LOOK_S = 0.2
 _REFUSED = "Name, password or code is wrong, or there were too many attempts: wait, and try again."
 
 
@@ -108,7 +115,7 @@ def open_studies(
         desk = SignInDesk(
             directory=directory, program=program, tenant=settings.tenant, ask=ask or _ask
         )
-        runner = _Runner(settings=settings, places=places, ledger=ledger)
+        runner = _Runner(settings=settings, places=places, ledger=ledger, approvals=approvals)
         yield StudyProgram(
             approvals=approvals,
             ledger=ledger,
@@ -118,6 +125,7 @@ def open_studies(
             entries=lambda: log_entries(settings),
             rosters=lambda: _rosters(places),
             publish_log=program.log.publish,
+            prove=lambda index: runner.prove(index, program.log.publish),
         )
 
 
@@ -176,7 +184,10 @@ def _name_of(principal: Principal) -> str:
 def _rosters(places: Places) -> Iterable[Sequence[str]]:
     """Lists of participants that the ledger may have charged: all nodes of the roster."""
     roster = read_roster(places.roster)
-    yield sorted({name for node in roster.nodes for name in roster.charged(node)})
+    whom = sorted({name for node in roster.nodes for name in roster.charged(node)})
+    yield whom
+    # Rows of releases that charged names alone.
+    yield [name for name in whom if not name.startswith("key:")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,14 +259,17 @@ class _Runner:
     settings: Configuration
     places: Places
     ledger: Ledger
+    approvals: Approvals
 
     @property
     def reports(self) -> Reports:
         return Reports(Path(self.settings.federated.reports_directory))
 
-    def run(self, signed: SignedStudy, standing: Standing, say: Say) -> Sequence[str]:
+    def run(self, signed: SignedStudy, standing: Standing, say: Say) -> RunResult:
         """As `federated.cli.StudyProgram.run`."""
         own, log = self.settings.federated.run, Path(self.settings.audit.directory)
+        study = signed.study
+        before = self.ledger.charges(study.study_hash)
         coordinator = Coordinator(
             access=link_access(self.places, address=self._address()),
             roster=read_roster(self.places.roster),
@@ -266,27 +280,54 @@ class _Runner:
             deadlines=Deadlines(greet_s=own.greet_s, stage_s=own.stage_s),
             level=own.level,
         )
-        outcome = coordinator.run(signed, say=say)
-        study = signed.study
+        outcome = coordinator.run(
+            signed, say=say, still=lambda: self.approvals.verify_runnable(study.study_hash)
+        )
         document = make_document(
             standing,
             signed,
             outcome.answers,
             failures=outcome.failures,
-            bundle=make_bundle(log, find_published(log, study.study_hash)),
+            bundle=outcome.bundle,
             origin=self.settings.audit.origin,
-            # Questions without an answer were asked, too, and count.
-            epsilon=composed_epsilon(study, list(study_costs(study).values())),
-            delta=study.delta,
+            charged=self._charged(study, outcome.run_id, before),
             run_id=outcome.run_id,
             at=time.time(),
         )
-        self.reports.keep(study, document)
+        answer_hash = self.reports.keep(study, document)
         lines = [
             f"{one.query}: answered, {one.people:,} people at {one.nodes} nodes"
             for one in outcome.answers
         ]
-        return [*lines, *(f"{name}: no answer. {why}" for name, why in outcome.failures.items())]
+        lines += [f"{name}: no answer. {why}" for name, why in outcome.failures.items()]
+        return RunResult(lines=lines, answer_hash=answer_hash, failures=outcome.failures)
+
+    def _charged(self, study: Study, run_id: int, before: Sequence[Charge]) -> Sequence[Charge]:
+        """All that the study has cost; where the ledger does not answer, as if all was reserved."""
+        try:
+            return self.ledger.charges(study.study_hash)
+        except LedgerError:
+            costs = enumerate(study_costs(study).values())
+            return [*before, *(Charge(round=f"{run_id}-{n}", cost=cost) for n, cost in costs)]
+
+    def prove(self, index: int, publish: Callable[[], None]) -> bytes:
+        """As `federated.cli.StudyProgram.prove`; waits some seconds for the witnesses."""
+        believed, log = _federation(self.places), Path(self.settings.audit.directory)
+        publish()
+        for _ in range(_LOOKS):
+            try:
+                proof = make_release_proof(log, index)
+                verify_logged(
+                    proof,
+                    log_keys=believed.log_verifiers(),
+                    witness_keys=believed.witness_verifiers(),
+                    witnesses=believed.witnesses,
+                )
+            except (StudyLogError, AuditError):
+                time.sleep(_LOOK_S)
+            else:
+                return proof
+        return b""
 
     def _address(self) -> str:
         files = remembered(self.places)

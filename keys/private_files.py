@@ -54,7 +54,7 @@ def write_private(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def read_private(path: Path) -> bytes:
+def read_private(path: Path, *, largest_bytes: int = _LARGEST_SECRET_BYTES) -> bytes:
     """Return the content of a regular file that only its owner may use.
 
     Raises `KeyConfigurationError` if it is missing, empty, too large, or open to group or others.
@@ -67,15 +67,15 @@ def read_private(path: Path) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise KeyConfigurationError(f"{path} must be a regular file that holds a secret.")
             _verify_owner_only(path, status, wanted="0600")
-            content = file.read(_LARGEST_SECRET_BYTES + 1)
+            content = file.read(largest_bytes + 1)
     except OSError as error:
         raise KeyConfigurationError(
             f"{path} cannot be read ({error.strerror}); it must hold a secret and belong to this "
             "user."
         ) from error
-    if not content.strip() or len(content) > _LARGEST_SECRET_BYTES:
+    if not content.strip() or len(content) > largest_bytes:
         raise KeyConfigurationError(
-            f"{path} must hold between 1 and {_LARGEST_SECRET_BYTES} bytes, found {len(content)}; "
+            f"{path} must hold between 1 and {largest_bytes} bytes, found {len(content)}; "
             "write the secret into it again."
         )
     return content

@@ -26,8 +26,10 @@ Action = Literal[
     "execute", "export", "disclose", "connect",
 ]  # fmt: skip
 #: What is done to a study that looks at people's data where it lies, before and after it does.
-StudyAction = Literal["study-propose", "study-approve", "study-run", "study-release"]
-#: In which capacity somebody approves a study.
+StudyAction = Literal[
+    "study-propose", "study-approve", "study-run", "study-release", "study-withdraw"
+]
+#: In which capacity somebody approves or stops a study.
 Capacity = Literal["none", "ethics-board", "site"]
 #: HL7 v3 PurposeOfUse. `BTG` is break the glass, `ETREAT` emergency treatment.
 Purpose = Literal[
@@ -116,9 +118,9 @@ class Destination:
 class StudyStanding:
     """How a study stands, and how the one who asks stands to it.
 
-    `capacity` is the one in which he asks to approve, `own_site` whether he speaks for the site
-    that he asks for. `proposed_by_self`: he proposed it; `spoken_by_self`: he has given his word on
-    it, in any capacity. `approved`: everybody whose word it needs has given it.
+    `capacity` is the one in which he asks to approve or stop it, `own_site` whether he speaks for
+    the site that he asks for. `proposed_by_self`: he proposed it; `spoken_by_self`: he has given
+    his word on it, in any capacity. `approved`: everybody whose word it needs has given it.
     """
 
     capacity: Capacity = "none"

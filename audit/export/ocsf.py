@@ -50,7 +50,7 @@ _ACTIVITIES = {
     "study.publish": (ENTITY_MANAGEMENT, _OTHER), "study.mend": (ENTITY_MANAGEMENT, _UPDATE),
     "study.reserve": (API_ACTIVITY, _OTHER), "study.spend": (API_ACTIVITY, _OTHER),
     "study.run": (API_ACTIVITY, _READ), "study.release": (API_ACTIVITY, _READ),
-    "study.refuse": (API_ACTIVITY, _OTHER),
+    "study.refuse": (API_ACTIVITY, _OTHER), "study.withdraw": (ENTITY_MANAGEMENT, _OTHER),
     "log.prune": (ENTITY_MANAGEMENT, _DELETE),
     "log.repair": (ENTITY_MANAGEMENT, _UPDATE),
     "log.clock": (ENTITY_MANAGEMENT, _OTHER),

@@ -12,8 +12,10 @@ DIRECTORY/
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,13 @@ from keys.private_files import make_private_directory, read_private, write_priva
 
 _SECRET_BYTES: Final = 32
 _LARGEST_FILE_BYTES: Final = 16 * 1024 * 1024
+_KEY_BYTES: Final = 32
+_CHARGED: Final = b"havengate/charged-key/v1\n"
+#: Hex digits of a key's hash in the ledger: 128 bits, so that nobody finds two keys with one name.
+_SHORT: Final = 32
+#: With its class before it, a name must be one that the ledger takes.
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}").fullmatch
+_SITE = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +158,11 @@ class EnrolledNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     flower_id: str
     site: str = ""
 
+    @property
+    def charged_key(self) -> str:
+        """The ledger's name for whoever holds this key, whatever he is called meanwhile."""
+        return f"key:{sha256(_CHARGED + bytes.fromhex(self.identity)).hexdigest()[:_SHORT]}"
+
 
 class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The coordinator's list, by the names under which nodes stand in studies."""
@@ -163,42 +177,86 @@ class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Node name → Flower's id."""
         return {name: int(node.flower_id) for name, node in self.nodes.items()}
 
+    def sites(self) -> dict[str, str]:
+        """Node name → site, of the nodes that speak for one."""
+        return {name: node.site for name, node in self.nodes.items() if node.site}
+
     @property
     def hash(self) -> str:
-        """What a study's `roster` must say."""
-        return roster_hash(self.keys())
+        """What a study's `roster` must say: names, keys and sites."""
+        return roster_hash(self.keys(), self.sites())
 
     def charged(self, name: str) -> list[str]:
-        """Whom the ledger charges for this node's answer."""
+        """Whom the ledger charges for this node's answer: the key, and the name beside it.
+
+        A node or site under a new name still has its key's charges; under a new key, its name's.
+        """
         node = self.nodes[name]
-        return [f"site:{node.site}" if node.site else f"device:{name}"]
+        return [node.charged_key, f"site:{node.site}" if node.site else f"device:{name}"]
 
 
 def read_roster(path: Path) -> RosterFile:
-    """Read the list; nobody is on one that is not there. Raises `DeploymentError`."""
+    """Read the list; nobody is on one that is not there.
+
+    Raises `DeploymentError` if it is damaged, or if one key has two names.
+    """
     if not path.exists():
         return RosterFile()
     try:
         if path.stat().st_size > _LARGEST_FILE_BYTES:
             raise DeploymentError(f"{path} is larger than any roster.")
         roster = msgspec.json.decode(path.read_bytes(), type=RosterFile)
-        roster.keys(), roster.flower_ids()
+        roster.flower_ids()
+        _verify_nodes(roster)
     except (msgspec.DecodeError, ValueError) as error:
         raise DeploymentError(f"{path} is not a roster: {error}") from error
     return roster
 
 
+def _verify_nodes(roster: RosterFile) -> None:
+    """Names, sites and keys are such, and no key stands twice. Raises `ValueError`."""
+    keys = roster.keys()
+    if not all(map(_NODE, keys)) or not all(map(_SITE, roster.sites().values())):
+        raise ValueError("a node or site has a name that the ledger cannot charge")
+    if any(len(key) != _KEY_BYTES for key in keys.values()):
+        raise ValueError("a node's key is not 32 bytes in hex")
+    if len(set(keys.values())) != len(keys):
+        raise ValueError("one key stands under two names")
+
+
+def _verify_same(roster: RosterFile, name: str, node: EnrolledNode) -> None:
+    for known, other in roster.nodes.items():
+        if other.identity.lower() == node.identity.lower() and (known, other.site) != (
+            name,
+            node.site,
+        ):
+            who = f"for the site {other.site}" if other.site else "as a person's own device"
+            raise DeploymentError(
+                f"This key is enrolled under the name {known}, {who}: a node keeps its name and "
+                "its site. Enrol it as it was, or make new keys for what is another node."
+            )
+
+
 def add_to_roster(path: Path, name: str, node: EnrolledNode) -> RosterFile:
-    """Add a node, or leave it as it is. Raises `DeploymentError` if the name has other keys."""
+    """Add a node, or leave it as it is.
+
+    Raises `DeploymentError` if the name has other keys, or the key another name or site: what its
+    people's data have cost stands under all three.
+    """
     roster = read_roster(path)
+    _verify_same(roster, name, node)
     known = roster.nodes.get(name)
     if known is not None and (known.identity, known.fleet) != (node.identity, node.fleet):
         raise DeploymentError(
-            f"A node {name} is enrolled with other keys. Choose another name, or expel it first: "
-            "studies that were approved with it must be proposed again."
+            f"A node {name} is enrolled with other keys. Enrol this one under another name; what "
+            "the first one's people have spent stays with its name and its key."
         )
     if known == node:
         return roster
     roster = RosterFile(nodes={**roster.nodes, name: node})
+    try:
+        _verify_nodes(roster)
+    except ValueError as error:
+        raise DeploymentError(f"The node {name[:128]!r} cannot be enrolled: {error}.") from error
     write_private(path, msgspec.json.format(msgspec.json.encode(roster)))
     return roster

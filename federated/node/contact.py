@@ -23,6 +23,7 @@ _KEY_BYTES: Final = 32
 MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256
 _QUERY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
+_SITE = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
 
 
@@ -32,8 +33,9 @@ class ContactRequest:
 
     `study` is a signed study (`SignedStudy.encode`), `proof` the proof that it was published
     (`StudyBundle.encode`). `query` is one of the study's; `run` and `round_number` tell answers
-    apart. `roster` is everybody who may ever take part: node id → raw Ed25519 public key.
-    `taking_part` says which of them do now, and how many people each says it speaks for.
+    apart. `roster` is everybody who may ever take part: node id → raw Ed25519 public key; `sites`
+    says which of them speak for a site's people. `taking_part` says which of them do now, and how
+    many people each says it speaks for.
     """
 
     study: bytes = field(repr=False)
@@ -43,6 +45,7 @@ class ContactRequest:
     round_number: int
     roster: Mapping[str, bytes] = field(repr=False)
     taking_part: Mapping[str, int] = field(repr=False)
+    sites: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The form in which it travels; `parse_request` reads it."""
@@ -55,6 +58,7 @@ class ContactRequest:
                 round_number=self.round_number,
                 roster=dict(self.roster),
                 taking_part=dict(self.taking_part),
+                sites=dict(self.sites),
             )
         )
 
@@ -67,6 +71,7 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     round_number: int
     roster: dict[str, bytes]
     taking_part: dict[str, int]
+    sites: dict[str, str] = {}
 
 
 def parse_request(data: bytes) -> ContactRequest:
@@ -93,5 +98,8 @@ def verify_request(request: ContactRequest) -> None:
     for node, key in request.roster.items():
         if not _NODE(node) or len(key) != _KEY_BYTES:
             raise ManifestError("A roster holds short plain names and keys of 32 bytes.")
+    known = request.sites.keys() <= request.roster.keys()
+    if not known or not all(map(_SITE, request.sites.values())):
+        raise ManifestError("A site is named by a short plain name, and stands by a known node.")
     if not all(1 <= people <= MAX_PEOPLE for people in request.taking_part.values()):
         raise ManifestError("A node that takes part speaks for somebody.")

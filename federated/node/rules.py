@@ -43,7 +43,7 @@ def enrolment_of(store: Store) -> Enrolment:
 
 def verify_roster(request: ContactRequest, study: Study, enrolled: Enrolment) -> None:
     """Who may take part is who was approved, and who does is among them. Rule `roster`."""
-    if roster_hash(request.roster) != study.roster:
+    if roster_hash(request.roster, request.sites) != study.roster:
         raise RefusedError("Others may take part than those who were approved.", rule="roster")
     if not request.taking_part.keys() <= request.roster.keys():
         raise RefusedError("Somebody takes part who is not on the roster.", rule="roster")

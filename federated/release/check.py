@@ -1,8 +1,10 @@
 """Checking a release with public keys alone, by somebody who was not there.
 
 Proves that the study in it was signed by everybody it needed, that it stood in the cosigned log,
-and that the document says of it what was signed. It cannot prove that the numbers are those that
-the nodes' answers added up to: for that, the entry of the release in the log says their hash.
+and that all of the document that follows from what was signed does: the whole of it is made again
+from the signed study, costs and total computed anew, and compared. What does not follow from
+signatures (`COORDINATORS_WORD`: people, estimates, times) is as the coordinator gave it out: that
+it is unchanged since is proven by `federated.release.proof`, for the log has the document's hash.
 """
 
 from __future__ import annotations
@@ -10,15 +12,52 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
+
+from audit.errors import AuditError
 from audit.note import VerifierKey
-from federated.errors import ManifestError
-from federated.manifest import Study
-from federated.release.document import study_part, trust_part
-from federated.signed_study import TrustedKeys, parse_signed_study, verify_study
+from audit.proof import parse_proof
+from federated.errors import BudgetExhaustedError, ManifestError
+from federated.manifest import Study, canonical_json
+from federated.model import PrivacyCost
+from federated.planning import composed_epsilon, read_ask, study_costs, verify_within
+from federated.release.document import (
+    FORMAT,
+    cost_part,
+    privacy_part,
+    study_part,
+    trust_part,
+)
+from federated.release.form import Answered, Cost, Form, parse_form
+from federated.signed_study import SignedStudy, TrustedKeys, parse_signed_study, verify_study
+from federated.standing import verify_enrolled
 from federated.study_log import Remembered, StudyBundle, verify_bundle
+
+#: What only the coordinator says, by path; `[]` stands for each of a list, `*` for each name.
+COORDINATORS_WORD: Final = (
+    "answers[].people",
+    "answers[].nodes",
+    "answers[].dropped",
+    "answers[].estimates[].name",
+    "answers[].estimates[].value",
+    "answers[].estimates[].low",
+    "answers[].estimates[].high",
+    "answers[].estimates[].level",
+    "answers[].estimates[].unit",
+    "answers[].cautions[]",
+    "failures.*",
+    "approvals[].at",
+    "approvals[].log_index",
+    "privacy.charged[].round",
+    "run.id",
+    "run.at",
+)
+#: What another machine's mathematics may make of the same ε.
+_SAME: Final = 1e-9
 
 
 def verify_document(
@@ -28,63 +67,173 @@ def verify_document(
     origin: str,
     log_keys: Sequence[VerifierKey],
     witness_keys: Sequence[VerifierKey],
+    witnesses: int = 1,
 ) -> Study:
     """Return the study once everything about it is proven.
 
-    Raises `ManifestError` for a document that does not say what was signed, `ApprovalError` where
-    a signature is missing or wrong, `StudyLogError` where the publication is not proven.
+    `witnesses` must have cosigned, by name. Raises `ManifestError` for a document that does not say
+    what was signed, `ApprovalError` where a signature is missing or wrong, `StudyLogError` where
+    the publication is not proven.
     """
-    try:
-        evidence = document["evidence"]
-        signed = parse_signed_study(evidence["signed_study"].encode())
-        proof = base64.b64decode(evidence["log_proof"], validate=True)
-        verify_study(signed, trusted)
-        verify_bundle(
-            StudyBundle(proof=proof, from_size=0, consistency=()),
-            study_hash=signed.study.study_hash,
-            remembered=Remembered.nothing(origin),
-            log_keys=log_keys,
-            witness_keys=witness_keys,
-        )
-        _verify_says(document, signed.study)
-    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
+    given = canonical_json(document)
+    found = parse_form(document)
+    signed = parse_signed_study(found.evidence.signed_study.encode())
+    _verify_signed(signed, trusted)
+    proof = _proof_of(found)
+    verify_bundle(
+        StudyBundle(proof=proof, from_size=0, consistency=()),
+        study_hash=signed.study.study_hash,
+        remembered=Remembered.nothing(origin),
+        log_keys=log_keys,
+        witness_keys=witness_keys,
+        witnesses=witnesses,
+    )
+    made = _made_again(found, signed, proof, origin)
+    if canonical_json(made) != given:
+        path = _difference(json.loads(given), json.loads(canonical_json(made)), "")
         raise ManifestError(
-            "The document is malformed: it was changed after its release."
-        ) from error
+            f"The document says another `{path}` than follows from what was signed."
+        )
     return signed.study
 
 
-def _verify_says(document: Mapping[str, Any], study: Study) -> None:
-    privacy = document["privacy"]
-    said = {
-        "study": document["study"],
-        "trust": document["trust"],
-        "unit": privacy["unit"],
-        "adjacency": privacy["adjacency"],
-        "epsilon": privacy["approved_epsilon"],
-        "delta": privacy["approved_delta"],
-    }
-    signed = {
+def _proof_of(found: Form) -> bytes:
+    try:
+        return base64.b64decode(found.evidence.log_proof, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ManifestError("The proof of publication is malformed.") from error
+
+
+def _verify_signed(signed: SignedStudy, trusted: TrustedKeys) -> None:
+    verify_study(signed, trusted)
+    places = [(one.role, one.site, one.public_key) for one in signed.signatures]
+    if len(set(places)) != len(places):
+        raise ManifestError("The study in the document carries one signature twice.")
+    for one in signed.signatures:
+        # On a device an unknown key counts for nothing; here it would be shown as an approval.
+        verify_enrolled(signed.study, one, trusted)
+
+
+def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> dict[str, Any]:
+    study = signed.study
+    costs = study_costs(study)
+    _verify_asked(found, study)
+    charged = {one.round: _known(one.cost, list(costs.values())) for one in found.privacy.charged}
+    for one in found.answers:
+        if one.round not in charged or charged[one.round] != costs[one.query]:
+            raise ManifestError(f"The answer {one.query} cost another sum than was charged.")
+    return {
+        "format": FORMAT,
         "study": study_part(study),
+        "privacy": privacy_part(
+            study,
+            [(one.round, _cost(one.cost, charged[one.round])) for one in found.privacy.charged],
+            epsilon=_total(found, study, list(charged.values())),
+        ),
         "trust": trust_part(study),
-        "unit": study.unit,
-        "adjacency": study.adjacency,
-        "epsilon": study.epsilon,
-        "delta": study.delta,
+        "answers": [_answer(one, study, costs[one.query]) for one in found.answers],
+        "failures": dict(found.failures),
+        "approvals": _approvals(found, signed, proof),
+        "evidence": {
+            "signed_study": signed.encode().decode(),
+            "log_origin": origin,
+            "log_proof": base64.b64encode(proof).decode(),
+        },
+        "run": {"id": found.run.id, "at": found.run.at},
     }
-    for what, value in signed.items():
-        if said[what] != value:
-            raise ManifestError(f"The document says another `{what}` than was approved.")
-    if privacy["epsilon"] > study.epsilon * (1 + 1e-6) or privacy["delta"] > study.delta:
-        raise ManifestError("The document says that more was spent than was approved.")
-    for answer in document["answers"]:
-        query = study.query(answer["query"])
-        noise = (answer["cost"]["mechanism"], answer["cost"]["scale"])
-        if answer["ask"] != json.loads(query.ask):
+
+
+def _verify_asked(found: Form, study: Study) -> None:
+    """Each question is answered, in the study's order and by enough people, or has a reason."""
+    answered = [one.query for one in found.answers]
+    asked = [query.name for query in study.queries]
+    if [name for name in asked if name in answered] != answered:
+        raise ManifestError(
+            "The document answers what the study does not ask, or in another order."
+        )
+    if set(found.failures) != set(asked) - set(answered):
+        raise ManifestError("The document does not say of each question what became of it.")
+    for one in found.answers:
+        query = read_ask(study.query(one.query).ask)
+        least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
+        if one.people < least or one.nodes < study.aggregation.minimum_survivors:
             raise ManifestError(
-                f"The answer {query.name} is to another question than was approved."
+                f"The answer {one.query} has fewer people or nodes than was approved."
             )
-        if noise != (query.noise.mechanism, query.noise.scale):
-            raise ManifestError(f"The answer {query.name} had other noise than was approved.")
-        if answer["people"] < study.minimum_cohort:
-            raise ManifestError(f"The answer {query.name} has fewer people than was approved.")
+        if not one.round.startswith(f"{found.run.id}-") or not found.run.id.isdecimal():
+            raise ManifestError(f"The answer {one.query} is of another run.")
+
+
+def _known(given: Cost, costs: Sequence[PrivacyCost]) -> PrivacyCost:
+    """Which of the study's costs it is, as they are computed here."""
+    for one in costs:
+        if _cost(given, one) == msgspec.to_builtins(given):
+            return one
+    raise ManifestError(
+        "The document charges what none of the study's questions costs, or was made with a release "
+        "that computes costs otherwise."
+    )
+
+
+def _cost(given: Cost, true: PrivacyCost) -> dict[str, Any]:
+    """The true cost, with the given ε if it differs by rounding alone."""
+    made = cost_part(true)
+    if math.isclose(given.epsilon, true.epsilon, rel_tol=_SAME):
+        made["epsilon"] = given.epsilon
+    return made
+
+
+def _total(found: Form, study: Study, costs: Sequence[PrivacyCost]) -> float:
+    try:
+        verify_within(study, costs)
+    except BudgetExhaustedError as error:
+        raise ManifestError(f"More was spent than was approved: {error}") from error
+    total = composed_epsilon(study, costs)
+    given = found.privacy.epsilon
+    return given if math.isclose(given, total, rel_tol=_SAME) else total
+
+
+def _answer(one: Answered, study: Study, cost: PrivacyCost) -> dict[str, Any]:
+    return {
+        **msgspec.to_builtins(one),
+        "ask": json.loads(study.query(one.query).ask),
+        "cost": _cost(one.cost, cost),
+    }
+
+
+def _approvals(found: Form, signed: SignedStudy, proof: bytes) -> list[dict[str, Any]]:
+    """The proposal, then who signed, in the order of the signatures, with the given times."""
+    who = [("propose", "researcher", "", "")]
+    for one in signed.signatures:
+        step = "publish" if one.role == "coordinator" else "approve"
+        who.append((step, one.role, one.site, one.public_key.hex()))
+    if len(who) != len(found.approvals):
+        raise ManifestError("The document names other approvals than the study carries.")
+    try:
+        published = parse_proof(proof).index
+    except AuditError as error:
+        raise ManifestError("The proof of publication is malformed.") from error
+    return [
+        {
+            "step": step,
+            "role": role,
+            "site": site,
+            "key": key,
+            "at": given.at,
+            "log_index": published if step == "publish" else given.log_index,
+        }
+        for (step, role, site, key), given in zip(who, found.approvals, strict=True)
+    ]
+
+
+def _difference(given: Any, made: Any, path: str) -> str:
+    """The path of the first difference."""
+    if isinstance(given, dict) and isinstance(made, dict) and given.keys() == made.keys():
+        for name in sorted(given):
+            if canonical_json(given[name]) != canonical_json(made[name]):
+                return _difference(given[name], made[name], f"{path}.{name}".lstrip("."))
+    if isinstance(given, list) and isinstance(made, list) and len(given) == len(made):
+        for place, (one, other) in enumerate(zip(given, made, strict=True)):
+            if canonical_json(one) != canonical_json(other):
+                return _difference(one, other, f"{path}[{place}]")
+    return path

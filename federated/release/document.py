@@ -16,11 +16,14 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
-from federated.approvals import Standing
+from audit.proof import parse_proof
 from federated.errors import ManifestError
+from federated.ledger_rows import Charge
 from federated.manifest import Study, canonical_json
 from federated.model import Answer, Estimate, PrivacyCost
+from federated.planning import composed_epsilon
 from federated.signed_study import SignedStudy
+from federated.standing import Standing
 from federated.study_log import StudyBundle
 from federated.study_store import Step
 
@@ -76,32 +79,31 @@ def make_document(
     failures: Mapping[str, str],
     bundle: StudyBundle,
     origin: str,
-    epsilon: float,
-    delta: float,
+    charged: Sequence[Charge],
     run_id: int,
     at: float,
 ) -> dict[str, Any]:
     """Everything about one run, as plain values.
 
-    `epsilon` at `delta` is what the answers of this run cost each person together; `origin` names
-    the study log, `at` is Unix time in seconds.
+    `charged` is all that the study has ever cost, over all its runs, whether answered or not: the
+    total is that. `origin` names the study log, `at` is Unix time in seconds.
     """
     study = standing.study
+    published = parse_proof(bundle.proof).index
     return {
         "format": FORMAT,
         "study": study_part(study),
-        "privacy": {
-            "unit": study.unit,
-            "adjacency": study.adjacency,
-            "epsilon": epsilon,
-            "delta": delta,
-            "approved_epsilon": study.epsilon,
-            "approved_delta": study.delta,
-        },
+        "privacy": privacy_part(
+            study,
+            [(one.round, cost_part(one.cost)) for one in charged],
+            epsilon=composed_epsilon(study, [one.cost for one in charged]),
+        ),
         "trust": trust_part(study),
         "answers": [_answer(study, one) for one in answers],
         "failures": dict(failures),
-        "approvals": [_approval(step) for step in standing.record.of("propose", *_WORDS)],
+        "approvals": [
+            _approval(step, published=published) for step in standing.record.of("propose", *_WORDS)
+        ],
         "evidence": {
             "signed_study": signed.encode().decode(),
             "log_origin": origin,
@@ -129,6 +131,34 @@ def study_part(study: Study) -> dict[str, Any]:
     }
 
 
+def privacy_part(
+    study: Study, charged: Sequence[tuple[str, Mapping[str, Any]]], *, epsilon: float
+) -> dict[str, Any]:
+    """What a document says that people's data cost: each round of the study, and all together."""
+    return {
+        "unit": study.unit,
+        "adjacency": study.adjacency,
+        "epsilon": epsilon,
+        "delta": study.delta,
+        "approved_epsilon": study.epsilon,
+        "approved_delta": study.delta,
+        "charged": [{"round": name, "cost": cost} for name, cost in charged],
+    }
+
+
+def cost_part(cost: PrivacyCost) -> dict[str, Any]:
+    """What a document says of one round's cost."""
+    return {
+        "epsilon": cost.epsilon,
+        "delta": cost.delta,
+        "closeness": cost.closeness,
+        "mechanism": cost.noise.mechanism,
+        "scale": cost.noise.scale,
+        "l1": cost.sensitivity.l1,
+        "l2": cost.sensitivity.l2,
+    }
+
+
 def trust_part(study: Study) -> dict[str, Any]:
     """What a document says of whom one has to trust."""
     rules = study.aggregation
@@ -141,7 +171,6 @@ def trust_part(study: Study) -> dict[str, Any]:
 
 
 def _answer(study: Study, one: AnsweredRound) -> dict[str, Any]:
-    cost = one.cost
     return {
         "query": one.query,
         "round": one.round_id,
@@ -151,15 +180,7 @@ def _answer(study: Study, one: AnsweredRound) -> dict[str, Any]:
         "dropped": len(one.dropped),
         "estimates": [_estimate(estimate) for estimate in one.answer.estimates],
         "cautions": list(one.answer.cautions),
-        "cost": {
-            "epsilon": cost.epsilon,
-            "delta": cost.delta,
-            "closeness": cost.closeness,
-            "mechanism": cost.noise.mechanism,
-            "scale": cost.noise.scale,
-            "l1": cost.sensitivity.l1,
-            "l2": cost.sensitivity.l2,
-        },
+        "cost": cost_part(one.cost),
     }
 
 
@@ -175,14 +196,15 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _approval(step: Step) -> dict[str, Any]:
+def _approval(step: Step, *, published: int) -> dict[str, Any]:
     return {
         "step": step.kind,
         "role": step.role,
         "site": step.site,
         "key": step.public_key,
         "at": step.at_us // _MICROSECONDS,
-        "log_index": step.log_index,
+        # Of a publication that the log has twice, the entry that is proven.
+        "log_index": published if step.kind == "publish" else step.log_index,
     }
 
 
@@ -197,13 +219,15 @@ def document_hash(document: Mapping[str, Any]) -> str:
 
 
 def parse_document(data: bytes) -> dict[str, Any]:
-    """Read a document that was kept between run and release. Raises `ManifestError`."""
+    """Read a document: these very bytes are what its hash is of. Raises `ManifestError`."""
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ManifestError("The kept answer is larger than any.")
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError("The kept answer is damaged: run the study again.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ManifestError(f"The kept answer is not of the form {FORMAT}.")
+    if encode_document(found) != data:
+        raise ManifestError("The answer is not in its one form: it was changed after its release.")
     return found

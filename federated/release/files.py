@@ -4,6 +4,8 @@
 DIRECTORY/<study id>/answer-kept.json     from the run, closed to others; nothing is given out yet
 DIRECTORY/<study id>/answer.json          released: the same bytes
 DIRECTORY/<study id>/report.html          released: the page for people
+DIRECTORY/<study id>/answer.proof         released: that the log says so
+DIRECTORY/<study id>/answer-kept-<run>.json   of an earlier run
 ```
 """
 
@@ -23,8 +25,9 @@ from federated.release.document import (
     parse_document,
 )
 from keys.errors import KeysError
-from keys.private_files import make_private_directory, write_private
+from keys.private_files import make_private_directory, read_private, write_private
 
+PROOF: Final = "answer.proof"
 _KEPT: Final = "answer-kept.json"
 
 
@@ -44,13 +47,17 @@ class Reports:
         self._directory = directory
 
     def keep(self, study: Study, document: Mapping[str, Any]) -> str:
-        """Keep a run's answer, whole or not at all; return its hash. Replaces an earlier run's."""
+        """Keep a run's answer, whole or not at all; return its hash. An earlier run's is moved."""
         directory = self._directory / study.id
+        data = encode_document(document)
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise ManifestError(f"The answer has more than {MAX_DOCUMENT_BYTES} bytes.")
         try:
             if not self._directory.exists():
                 make_private_directory(self._directory)
             make_private_directory(directory)
-            write_private(directory / _KEPT, encode_document(document))
+            _set_aside(directory, study)
+            write_private(directory / _KEPT, data)
         except (OSError, KeysError) as error:
             raise ManifestError(f"The answer cannot be kept in {directory}: {error}") from error
         return document_hash(document)
@@ -58,19 +65,23 @@ class Reports:
     def kept(self, study: Study) -> KeptAnswer:
         """The answer of the newest run. Raises `ManifestError` if there is none, or another's."""
         directory = self._directory / study.id
-        try:
-            with (directory / _KEPT).open("rb") as file:
-                data = file.read(MAX_DOCUMENT_BYTES + 1)
-        except OSError as error:
+        if not (directory / _KEPT).exists():
             raise ManifestError(
                 f"There is no answer of {study.id} yet: havengate study run {study.id}"
-            ) from error
-        document = parse_document(data)
-        if document.get("study", {}).get("hash") != study.study_hash:
-            raise ManifestError(f"The answer kept for {study.id} is another study's.")
+            )
+        document = _read_kept(directory, study)
         return KeptAnswer(
             directory=directory, document=document, answer_hash=document_hash(document)
         )
+
+    def write_proof(self, kept: KeptAnswer, proof: bytes) -> Path:
+        """Write the proof that the answer was released beside it; return its path."""
+        path = kept.directory / PROOF
+        try:
+            write_private(path, proof)
+        except OSError as error:
+            raise ManifestError(f"The proof cannot be written: {error.strerror}.") from error
+        return path
 
     def write(self, kept: KeptAnswer, *, released: int) -> tuple[Path, Path]:
         """Write page and answer; return their paths. `released` is the entry that says so."""
@@ -84,3 +95,27 @@ class Reports:
         except OSError as error:
             raise ManifestError(f"The report cannot be written: {error.strerror}.") from error
         return page, answer
+
+
+def _read_kept(directory: Path, study: Study) -> dict[str, Any]:
+    try:
+        data = read_private(directory / _KEPT, largest_bytes=MAX_DOCUMENT_BYTES)
+    except KeysError as error:
+        raise ManifestError(f"The kept answer is not to be believed: {error}") from error
+    document = parse_document(data)
+    said = document.get("study")
+    if not isinstance(said, dict) or said.get("hash") != study.study_hash:
+        raise ManifestError(f"The answer kept for {study.id} is another study's.")
+    return document
+
+
+def _set_aside(directory: Path, study: Study) -> None:
+    """An earlier run's answer has cost something: it is not written over."""
+    if (directory / _KEPT).exists():
+        try:
+            run = _read_kept(directory, study)["run"]["id"]
+        except (ManifestError, KeyError, TypeError):
+            # What cannot be read must not keep the new answer from being kept.
+            run = ""
+        name = run if isinstance(run, str) and run.isdecimal() else "unknown"
+        (directory / _KEPT).replace(directory / f"answer-kept-{name}.json")

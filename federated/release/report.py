@@ -159,8 +159,9 @@ def _privacy(document: Mapping[str, Any]) -> str:
         for one in document["answers"]
     )
     return (
-        f"<p>All answers together cost each person at most ε = {_number(privacy['epsilon'])} at "
-        f"δ = {_small(privacy['delta'])}; approved were ε = {_number(privacy['approved_epsilon'])} "
+        "<p>All that was ever asked in this study cost each person at most "
+        f"ε = {_number(privacy['epsilon'])} at δ = {_small(privacy['delta'])}; "
+        f"approved were ε = {_number(privacy['approved_epsilon'])} "
         f"at δ = {_small(privacy['approved_delta'])}. The unit is the {escape(privacy['unit'])}: "
         "whatever one person's data say, and however many days they hold, nobody who reads this "
         "can tell it from nothing by more than that. Who took part is not hidden "

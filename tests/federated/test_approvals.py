@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import update
 
 from audit.errors import LogUnavailableError
-from federated.approvals import FileSigner
+from federated.approvals import FileSigner, Stopping
 from federated.errors import ApprovalError, BudgetExhaustedError, ManifestError
 from federated.schema import studies as studies_table
 from federated.schema import study_steps
 from federated.signed_study import verify_study
 from federated.study_log import Remembered, make_bundle, verify_bundle
-from policies.model import Assurance
+from federated.study_store import Step
+from policies.model import Assurance, Principal
 from tests.federated.ledgers import MemoryLog
 from tests.federated.studies import NOW, ORIGIN, StudyLog, study
 from tests.federated.trails import MEMBER, NORTH, RESEARCHER, SOUTH, Trail, person
@@ -125,7 +126,7 @@ def test_four_eyes_hold_even_where_the_policies_allow_it(tmp_path: Path, propose
 
     loose = load().without("study.four-eyes.proposer").without("study.four-eyes.twice")
     trail = Trail(tmp_path)
-    trail.approvals._decide = Engine(loose).decide
+    trail.approvals._desk = replace(trail.approvals._desk, decide=Engine(loose).decide)
     both = person("emil", "researcher", "ethics-board", "site-officer")
     trail.approvals.propose(study(), replace(both, id=proposer))
     if proposer == "ruth":
@@ -223,9 +224,11 @@ def test_an_approved_study_runs_and_is_released(trail: Trail) -> None:
     one = trail.approve_all()
     started = trail.approvals.start_run(one.id, RESEARCHER)
     verify_study(started.signed, trail.trusted)
-    trail.approvals.end_run(started)
+    trail.approvals.end_run(started, answer_hash="ab" * 32)
     index = trail.approvals.release(one.id, RESEARCHER, answer_hash="ab" * 32)
     assert isinstance(trail.log, MemoryLog)
+    (ran,) = [e for e in trail.log.entries if e.action == "study.run" and e.stage == "outcome"]
+    assert (ran.outcome, ran.details["answer"]) == ("success", "ab" * 32)
     entry = trail.log.entries[index]
     assert (entry.action, entry.outcome) == ("study.release", "success")
     assert entry.details["answer"] == "ab" * 32
@@ -263,6 +266,168 @@ def test_nothing_is_released_that_did_not_run(trail: Trail) -> None:
     one = trail.approve_all()
     with pytest.raises(ApprovalError, match="has not run"):
         trail.approvals.release(one.id, RESEARCHER, answer_hash="ab" * 32)
+
+
+def test_only_an_answer_of_a_run_that_ended_well_is_released(trail: Trail) -> None:
+    one, other = trail.approve_all(), trail.approve_all(study({"sleep-and-mood": "other"}))
+    for of, given in ((one, "ab" * 32), (one, "cd" * 32), (other, "ef" * 32)):
+        trail.approvals.end_run(trail.approvals.start_run(of.id, RESEARCHER), answer_hash=given)
+    failed = trail.approvals.start_run(one.id, RESEARCHER)
+    trail.approvals.end_run(failed, BudgetExhaustedError("no"), answer_hash="00" * 32)
+    for answer in ("11" * 32, "ef" * 32, "00" * 32, ""):
+        with pytest.raises(ApprovalError, match="gave this answer"):
+            trail.approvals.release(one.id, RESEARCHER, answer_hash=answer)
+    assert said(trail)[-1] == ("study.release", "denied")
+    trail.approvals.release(one.id, RESEARCHER, answer_hash="ab" * 32)
+    trail.approvals.release(one.id, RESEARCHER, answer_hash="cd" * 32)
+
+
+def test_a_run_that_went_well_says_what_it_gave(trail: Trail) -> None:
+    one = trail.approve_all()
+    started = trail.approvals.start_run(one.id, RESEARCHER)
+    for answer in ("", "ab", "AB" * 32):
+        with pytest.raises(ApprovalError, match="says the answer's hash"):
+            trail.approvals.end_run(started, answer_hash=answer)
+
+
+def test_every_entry_says_the_studys_own_purpose(trail: Trail) -> None:
+    one = study({'purpose = "HRESCH"': 'purpose = "PUBHLTH"'})
+    with pytest.raises(ApprovalError):
+        trail.approvals.propose(one, RESEARCHER)
+    trail.approvals._store.add(one, Step(kind="propose", at_us=1, log_index=0))
+    trail.approvals.approve(one.id, MEMBER, capacity="ethics-board", signer=trail.board)
+    trail.approvals.approve(one.id, NORTH, capacity="site", site="north", signer=trail.north)
+    trail.approvals.approve(one.id, SOUTH, capacity="site", site="south", signer=trail.south)
+    with pytest.raises(ApprovalError, match="No rule allows"):
+        trail.approvals.start_run(one.id, RESEARCHER)
+    assert isinstance(trail.log, MemoryLog)
+    assert {entry.purpose for entry in trail.log.entries} == {"PUBHLTH"}
+    assert {entry.action for entry in trail.log.entries} == {
+        "study.propose", "study.approve", "study.publish", "study.run",
+    }  # fmt: skip
+
+
+# What is signed is what was shown
+
+
+def test_signs_nothing_else_than_what_was_shown(trail: Trail) -> None:
+    one = study()
+    trail.approvals.propose(one, RESEARCHER)
+    other = study({"minimum_cohort = 10": "minimum_cohort = 5"})
+    assert other.id == one.id
+    with pytest.raises(ApprovalError, match="another study now"):
+        trail.approvals.approve(
+            one.id, MEMBER, capacity="ethics-board", signer=trail.board, shown=other.study_hash
+        )
+    assert trail.approvals.standing(one.id).record.of("approve") == []
+    trail.approvals.approve(
+        one.id, MEMBER, capacity="ethics-board", signer=trail.board, shown=one.study_hash
+    )
+
+
+# Whoever is not asked has no word
+
+
+def test_a_site_that_is_not_asked_refuses_nothing(trail: Trail) -> None:
+    one = study({'["north", "south"]': '["north"]'})
+    trail.approvals.propose(one, RESEARCHER)
+    with pytest.raises(ApprovalError, match="does not ask the site south"):
+        trail.approvals.refuse(one.id, SOUTH, capacity="site", site="south")
+    assert said(trail)[-1] == ("study.refuse", "denied")
+    assert trail.approvals.standing(one.id).stage == "proposed"
+    with pytest.raises(ApprovalError, match="officer speaks for the site"):
+        trail.approvals.refuse(one.id, MEMBER, capacity="ethics-board", site="south")
+    assert trail.approvals.refuse(one.id, NORTH, capacity="site", site="north").stage == "refused"
+
+
+# Stopping what was published
+
+
+ADMINISTRATOR = person("adam", "administrator")
+
+
+@pytest.mark.parametrize(
+    ("who", "capacity", "site"),
+    [(MEMBER, "ethics-board", ""), (NORTH, "site", "north"), (ADMINISTRATOR, "coordinator", "")],
+)
+def test_one_person_stops_a_published_study(
+    trail: Trail, who: Principal, capacity: Stopping, site: str
+) -> None:
+    one = trail.approve_all()
+    started = trail.approvals.start_run(one.id, RESEARCHER)
+    trail.approvals.end_run(started, answer_hash="ab" * 32)
+    trail.approvals.verify_runnable(one.id)
+    standing = trail.approvals.withdraw(one.id, who, capacity=capacity, site=site)
+    assert standing.stage == "withdrawn"
+    with pytest.raises(ApprovalError, match="withdrawn"):
+        trail.approvals.start_run(one.id, RESEARCHER)
+    with pytest.raises(ApprovalError, match="withdrawn"):
+        trail.approvals.release(one.id, RESEARCHER, answer_hash="ab" * 32)
+    with pytest.raises(ApprovalError, match="withdrawn"):
+        trail.approvals.verify_runnable(one.id)
+    with pytest.raises(ApprovalError, match="withdrawn"):
+        trail.approvals.withdraw(one.id, MEMBER, capacity="ethics-board")
+    assert isinstance(trail.log, MemoryLog)
+    (entry,) = [
+        e for e in trail.log.entries if e.action == "study.withdraw" and e.outcome == "success"
+    ]
+    assert (entry.details["study"], entry.actor.role) == (one.study_hash, capacity)
+
+
+def test_a_withdrawn_study_stays_so_whatever_the_policies_say(trail: Trail) -> None:
+    from policies.bundle import load
+    from policies.engine import Engine
+
+    one = trail.approve_all()
+    started = trail.approvals.start_run(one.id, RESEARCHER)
+    trail.approvals.end_run(started, answer_hash="ab" * 32)
+    trail.approvals.withdraw(one.id, MEMBER, capacity="ethics-board")
+    loose = Engine(load().without("study.approved-only"))
+    trail.approvals._desk = replace(trail.approvals._desk, decide=loose.decide)
+    with pytest.raises(ApprovalError, match="was withdrawn"):
+        trail.approvals.start_run(one.id, RESEARCHER)
+    with pytest.raises(ApprovalError, match="was withdrawn"):
+        trail.approvals.release(one.id, RESEARCHER, answer_hash="ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("who", "capacity", "site"),
+    [
+        (RESEARCHER, "coordinator", ""),
+        (RESEARCHER, "ethics-board", ""),
+        (MEMBER, "coordinator", ""),
+        (NORTH, "ethics-board", ""),
+        (NORTH, "site", "south"),
+        (NORTH, "site", ""),
+        (ADMINISTRATOR, "ethics-board", ""),
+        (replace(MEMBER, assurance=Assurance()), "ethics-board", ""),
+        (person("emil", "ethics-board", age_s=901), "ethics-board", ""),
+        (replace(ADMINISTRATOR, kind="service"), "coordinator", ""),
+    ],
+)
+def test_nobody_else_stops_a_study(
+    trail: Trail, who: Principal, capacity: Stopping, site: str
+) -> None:
+    one = trail.approve_all()
+    with pytest.raises(ApprovalError):
+        trail.approvals.withdraw(one.id, who, capacity=capacity, site=site)
+    assert said(trail)[-1] == ("study.withdraw", "denied")
+    assert trail.approvals.standing(one.id).stage == "published"
+
+
+def test_a_site_that_is_not_asked_stops_nothing(trail: Trail) -> None:
+    one = study({'["north", "south"]': '["north"]'})
+    trail.approvals.propose(one, RESEARCHER)
+    trail.approvals.approve(one.id, MEMBER, capacity="ethics-board", signer=trail.board)
+    trail.approvals.approve(one.id, NORTH, capacity="site", site="north", signer=trail.north)
+    with pytest.raises(ApprovalError, match="does not ask the site south"):
+        trail.approvals.withdraw(one.id, SOUTH, capacity="site", site="south")
+
+
+def test_only_what_was_published_is_withdrawn(trail: Trail) -> None:
+    trail.approvals.propose(study(), RESEARCHER)
+    with pytest.raises(ApprovalError, match="waits for approvals"):
+        trail.approvals.withdraw(study().id, MEMBER, capacity="ethics-board")
 
 
 def test_a_study_is_approved_and_run_only_in_its_time(trail: Trail) -> None:

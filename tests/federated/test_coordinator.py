@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from federated.coordinator import Coordinator
-from federated.errors import StudyLogError
+from audit.errors import LogUnavailableError
+from federated.coordinator import Coordinator, WithinStudy, ask_all
+from federated.errors import (
+    AccountingError,
+    ApprovalError,
+    BudgetExhaustedError,
+    CohortError,
+    DeploymentError,
+    LedgerError,
+    ProtocolError,
+    StudyLogError,
+)
 from federated.node.enrolment import Enrolment
+from federated.planning import composed_epsilon, study_costs, verify_within
 from federated.study_log import verify_published
-from federated.study_run import Deadlines
+from federated.study_run import Deadlines, RoundOutcome
+from tests.federated.ledgers import MemoryLog, close_all, make_ledger
+from tests.federated.release.documents import CHANGES
 from tests.federated.studies import ORIGIN, StudyLog, study
 
 
@@ -66,3 +81,121 @@ def test_asks_nobody_where_no_witness_ever_answers(tmp_path: Path) -> None:
     with pytest.raises(StudyLogError, match="cosigned"):
         coordinator(log, waited.append)._published(index, study().study_hash)
     assert 25 < sum(waited) < 35
+
+
+# What was answered is kept
+
+
+@dataclass
+class Scripted:
+    """A run whose rounds end as the test says."""
+
+    ends: Mapping[str, Exception | None]
+    asked: list[str] = field(default_factory=list)
+
+    def ask(self, name: str, round_number: int) -> RoundOutcome:
+        self.asked.append(f"{round_number}:{name}")
+        error = self.ends[name]
+        if error is not None:
+            raise error
+        return cast("RoundOutcome", name)
+
+
+NAMES = ("one", "two", "three")
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (CohortError("too few"), True),
+        (ProtocolError("broken"), True),
+        (BudgetExhaustedError("no more"), True),
+        (LedgerError("away"), False),
+        (LogUnavailableError("The log is away."), False),
+        (DeploymentError("gone"), False),
+        (AccountingError("unbounded"), False),
+    ],
+)
+def test_an_answer_outlives_a_failure_that_comes_after_it(
+    error: Exception,
+    goes_on: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    run = Scripted({"one": None, "two": error, "three": None})
+    said: list[str] = []
+    answers, failures = ask_all(run, NAMES, say=said.append)
+    assert [str(one) for one in answers] == (["one", "three"] if goes_on else ["one"])
+    assert failures["two"] == str(error)
+    assert set(failures) == ({"two"} if goes_on else {"two", "three"})
+    assert run.asked == (["0:one", "1:two", "2:three"] if goes_on else ["0:one", "1:two"])
+    assert said == [f"two: {error}"]
+
+
+@pytest.mark.parametrize("error", [BudgetExhaustedError("no"), LedgerError("away")])
+def test_a_run_that_answered_nothing_raises_why(error: Exception) -> None:
+    run = Scripted(
+        {"one": error, "two": CohortError("too few"), "three": BudgetExhaustedError("x")}
+    )
+    with pytest.raises(type(error)) as caught:
+        ask_all(run, NAMES)
+    assert caught.value is error
+
+
+def test_a_run_in_which_every_round_came_to_nothing_says_so() -> None:
+    run = Scripted(dict.fromkeys(NAMES, CohortError("too few")))
+    assert ask_all(run, NAMES) == ((), dict.fromkeys(NAMES, "too few"))
+
+
+def test_a_study_that_is_stopped_between_two_questions_asks_no_more() -> None:
+    run, looks = Scripted(dict.fromkeys(NAMES)), iter([None, ApprovalError("It was withdrawn.")])
+
+    def still() -> None:
+        error = next(looks)
+        if error is not None:
+            raise error
+
+    answers, failures = ask_all(run, NAMES, still=still)
+    assert ([str(one) for one in answers], run.asked) == (["one"], ["0:one"])
+    assert failures["two"] == "It was withdrawn."
+    assert "not asked" in failures["three"]
+
+
+# What was approved bounds all runs together
+
+
+def test_refuses_a_run_that_the_study_has_no_room_for(tmp_path: Path) -> None:
+    ledger = make_ledger(f"sqlite:///{tmp_path}/l.sqlite3", MemoryLog(), cap=10.0)
+    one = study(CHANGES)
+    costs = study_costs(one)
+    within = WithinStudy(study=one, ledger=ledger)
+    within.verify_room(list(costs.values()))
+    for number, price in enumerate(costs.values()):
+        within.spend(
+            within.reserve(
+                study=one.study_hash, round_id=f"1-{number}", participants=["a"], cost=price
+            )
+        )
+    with pytest.raises(BudgetExhaustedError, match=r"approved for 2 round\(s\)"):
+        within.verify_room(list(costs.values()))
+    with pytest.raises(BudgetExhaustedError, match="approved for 2"):
+        within.reserve(
+            study=one.study_hash, round_id="2-0", participants=["b"], cost=costs["sleep"]
+        )
+    assert ledger.balance("b").releases == 0
+    close_all()
+
+
+def test_rounds_that_were_approved_are_still_bounded_by_what_they_may_cost() -> None:
+    one = study({**CHANGES, "minimum_cohort": "rounds = 9\nminimum_cohort"})
+    sleep, mood = study_costs(one).values()
+    verify_within(one, [sleep, mood])
+    # Asked again, what was learned before may have chosen the question: costs add up.
+    assert composed_epsilon(one, [sleep, mood]) < sleep.epsilon + mood.epsilon
+    with pytest.raises(BudgetExhaustedError):
+        verify_within(one, [sleep, mood, sleep])
+
+
+def test_asked_again_costs_add_up() -> None:
+    one = study(CHANGES)
+    sleep, mood = study_costs(one).values()
+    light = [replace(price, epsilon=0.01, delta=1e-9) for price in (sleep, mood, sleep)]
+    assert composed_epsilon(one, light) == pytest.approx(0.03)

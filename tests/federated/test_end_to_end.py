@@ -14,8 +14,8 @@ from federated.database import StudyDatabase
 from federated.errors import ApprovalError, BudgetExhaustedError, FederatedError
 from federated.node.cli import device_app
 from federated.node.consent import Consents
+from federated.release.check import verify_document
 from federated.release.document import document_hash, make_document
-from federated.study_log import find_published, make_bundle
 from federated.study_run import Deadlines
 from federated.study_store import StudyStore
 from policies.model import Assurance, Principal
@@ -26,6 +26,7 @@ from tests.federated.deployment.federation import (
     ledger_over,
     recorder_over,
 )
+from tests.federated.studies import ORIGIN
 from tests.federated.trails import ENGINE
 
 CSV = "day,slept\n" + "".join(f"2026-03-{day:02},{6 + day % 3}\n" for day in range(1, 29))
@@ -103,25 +104,36 @@ def test_a_study_from_the_import_to_the_release(federation: Running, tmp_path: P
 
         run = approvals.start_run(study.id, ruth)
         outcome = federation.run(approvals.signed(study.id))
-        approvals.end_run(run)
         assert not outcome.failures
         assert {one.people for one in outcome.answers} == {25}
 
-        index = find_published(federation.log.directory, study.study_hash)
         document = make_document(
             approvals.standing(study.id),
             approvals.signed(study.id),
             outcome.answers,
             failures=outcome.failures,
-            bundle=make_bundle(federation.log.directory, index),
-            origin="log",
-            epsilon=study.epsilon,
-            delta=study.delta,
+            bundle=outcome.bundle,
+            origin=ORIGIN,
+            charged=federation.ledger.charges(study.study_hash),
             run_id=outcome.run_id,
             at=time.time(),
         )
+        approvals.end_run(run, answer_hash=document_hash(document))
         approvals.release(study.id, ruth, answer_hash=document_hash(document))
         assert approvals.standing(study.id).released
+        checked = verify_document(
+            document,
+            parties.trusted,
+            origin=ORIGIN,
+            log_keys=federation.log.keys,
+            witness_keys=federation.log.witness_keys,
+        )
+        assert checked == study
+        # One round was approved, and it was: nobody is asked again.
+        online = len(federation.receipts("node-3"))
+        with pytest.raises(BudgetExhaustedError, match="approved for 1 round"):
+            federation.run(approvals.signed(study.id))
+        assert len(federation.receipts("node-3")) == online
     finally:
         database.close()
 

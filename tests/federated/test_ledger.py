@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -388,6 +388,78 @@ def test_a_mended_ledger_that_is_restored_again_is_mended_again(
     again.mend(log.entries, rosters=[["a", "b"], ["b"]])
     again.verify(log.entries)
     assert again.balance("b").epsilon >= 0.7
+
+
+# A log that was pruned
+
+
+def test_what_the_pruned_log_no_longer_says_is_found(tmp_path: Path, log: MemoryLog) -> None:
+    _, ledger = backed_up(tmp_path, log)
+    sequences = [entry.counts.get("sequence", 0) for entry in log.entries]
+    pruned = log.entries[sequences.index(3) + 1 :]
+    assert [one.counts["sequence"] for one in pruned if one.outcome] == [4, 5, 6]
+    with pytest.raises(LedgerError, match=r"1 row\(s\) from row 3 on are lost"):
+        ledger.verify(pruned)
+    with pytest.raises(LedgerError, match="cannot be mended"):
+        ledger.mend(pruned)
+    assert ledger.balance("b").epsilon == 0.1
+
+
+def test_a_whole_ledger_outlives_its_log(tmp_path: Path, log: MemoryLog) -> None:
+    ledger = filled(f"sqlite:///{tmp_path}/l.sqlite3", log)
+    for start in range(0, len(log.entries), 2):
+        assert ledger.verify(log.entries[start:]) == 7
+
+
+def test_what_is_lost_is_mended_while_the_log_reaches_back(tmp_path: Path, log: MemoryLog) -> None:
+    _, ledger = backed_up(tmp_path, log)
+    sequences = [entry.counts.get("sequence", 0) for entry in log.entries]
+    pruned = log.entries[sequences.index(2) + 1 :]
+    assert len(ledger.mend(pruned, rosters=[["a", "b"], ["b"]])) == 4
+    ledger.verify(pruned)
+    assert ledger.balance("b").epsilon == pytest.approx(0.7)
+
+
+# What one study may cost
+
+
+def test_all_that_a_study_cost_is_counted_over_its_runs(url: str, log: MemoryLog) -> None:
+    ledger = make_ledger(url, log, cap=10.0)
+    ledger.spend(reserve(ledger, "1-0", 0.25))
+    reserve(ledger, "2-0", 0.5, ["c"])
+    ledger.reserve(study=OTHER_STUDY, round_id="1-0", participants=["a"], cost=cost(0.125))
+    found = [(one.round, one.cost.epsilon) for one in ledger.charges(STUDY)]
+    assert found == [("1-0", 0.25), ("2-0", 0.5)]
+    assert ledger.charges("00" * 32) == []
+
+
+def test_a_round_beyond_what_the_study_may_have_charges_nobody(url: str, log: MemoryLog) -> None:
+    ledger = make_ledger(url, log, cap=10.0)
+    seen: list[list[float]] = []
+
+    def within(costs: Sequence[PrivacyCost]) -> None:
+        seen.append([one.epsilon for one in costs])
+        if len(costs) > 2:
+            raise BudgetExhaustedError("Two rounds were approved, as the test wants it.")
+
+    for name in ("1-0", "1-1"):
+        ledger.reserve(
+            study=STUDY, round_id=name, participants=PEOPLE, cost=cost(0.25), within=within
+        )
+    with pytest.raises(BudgetExhaustedError, match="Two rounds"):
+        ledger.reserve(
+            study=STUDY, round_id="2-0", participants=PEOPLE, cost=cost(0.5), within=within
+        )
+    assert seen == [[0.25], [0.25, 0.25], [0.25, 0.25, 0.5]]
+    assert ledger.balance("a").epsilon == 0.5
+    assert ledger.verify(log.entries) == 2
+    assert log.entries[-1].outcome == "denied"
+
+
+def test_what_was_mended_counts_for_the_study(tmp_path: Path, log: MemoryLog) -> None:
+    _, ledger = backed_up(tmp_path, log)
+    ledger.mend(log.entries)
+    assert {one.round for one in ledger.charges(STUDY)} == {"before", "after", "last"}
 
 
 # Crashes

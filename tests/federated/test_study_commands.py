@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from federated.approvals import Standing
-from federated.cli import Say, StudyCommands, StudyProgram, build
+from federated.cli import RunResult, Say, StudyCommands, StudyProgram, build
 from federated.code_hash import installed_code_hash
 from federated.draft import parse_draft, parse_study
 from federated.errors import (
@@ -22,19 +24,30 @@ from federated.errors import (
     FederatedError,
     LedgerError,
     ManifestError,
+    StudyLogError,
 )
 from federated.ledger import Ledger
+from federated.manifest import canonical_json
 from federated.model import Answer
-from federated.planning import composed_epsilon, plan_study, study_costs, verify_claims
-from federated.release.document import document_hash, make_document, parse_document
+from federated.node.enrolment import parse_enrolment
+from federated.planning import plan_study, study_costs, verify_claims, verify_within
+from federated.release.check import COORDINATORS_WORD, verify_document
+from federated.release.document import (
+    document_hash,
+    encode_document,
+    make_document,
+    parse_document,
+)
 from federated.release.files import Reports
+from federated.release.proof import make_release_proof, verify_release
 from federated.settings import FederatedSettings
 from federated.signed_study import SignedStudy, verify_study
 from federated.study_log import make_bundle
+from federated.study_store import Step
 from policies.model import Principal
 from tests.federated.ledgers import Adding, cost, entries_in
 from tests.federated.release.documents import Round, estimate
-from tests.federated.studies import NOW, ORIGIN, StudyLog
+from tests.federated.studies import NOW, ORIGIN, StudyLog, study
 from tests.federated.trails import MEMBER, NORTH, RESEARCHER, SOUTH, Trail
 
 DRAFT = """
@@ -72,6 +85,8 @@ class Desk:
         self.trail = Trail(folder, log=self.writer)
         self.who: Principal = RESEARCHER
         self.fails: FederatedError | None = None
+        self.unanswered: dict[str, str] = {}
+        self.runs = 0
         self.ledger = Ledger(
             self.trail.database,
             accountant=Adding(),
@@ -90,6 +105,13 @@ class Desk:
             )
         )
 
+    def sign_in(self) -> Principal:
+        return self.who
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / "reports" / "sleep-and-phq9" / "answer-kept.json"
+
     def close(self) -> None:
         self.trail.database.close()
         self.writer.close()
@@ -100,33 +122,47 @@ class Desk:
             approvals=self.trail.approvals,
             ledger=self.ledger,
             reports=self.reports,
-            sign_in=lambda: self.who,
+            sign_in=self.sign_in,
             run=self.run_study,
             entries=lambda: entries_in(self.log.directory),
             rosters=lambda: [["site:north"]],
             publish_log=self.publish,
+            prove=self.prove,
         )
 
     def publish(self) -> None:
         with self.log.publisher(self.writer) as publisher:
             publisher.publish()
 
-    def run_study(self, signed: SignedStudy, standing: Standing, say: Say) -> Sequence[str]:
+    def prove(self, index: int) -> bytes:
+        self.publish()
+        return make_release_proof(self.log.directory, index)
+
+    def run_study(self, signed: SignedStudy, standing: Standing, say: Say) -> RunResult:
         """What the deployment does, but for the questions."""
         verify_study(signed, self.trail.trusted)
         if self.fails is not None:
             raise self.fails
         study = signed.study
         answers = []
-        for query in study.queries:
+        self.runs += 1
+        for number, query in enumerate(study.queries):
+            if query.name in self.unanswered:
+                continue
             reservation = self.ledger.reserve(
                 study=study.study_hash,
-                round_id=f"1-{query.name}-0",
+                round_id=f"{self.runs}-{number}",
                 participants=["site:north", "site:south"],
-                cost=cost(query.epsilon),
+                cost=study_costs(study)[query.name],
+                within=partial(verify_within, study),
             )
             say(f"asking {query.name}")
-            answer = Round(query=query.name, answer=NUMBERS, cost=study_costs(study)[query.name])
+            answer = Round(
+                query=query.name,
+                round_id=reservation.round,
+                answer=NUMBERS,
+                cost=study_costs(study)[query.name],
+            )
             self.ledger.spend(reservation)
             answers.append(answer)
         (step,) = standing.record.of("publish")
@@ -134,16 +170,18 @@ class Desk:
             standing,
             signed,
             answers,
-            failures={},
+            failures=dict(self.unanswered),
             bundle=make_bundle(self.log.directory, step.log_index),
             origin=ORIGIN,
-            epsilon=composed_epsilon(study, list(study_costs(study).values())),
-            delta=study.delta,
-            run_id=1,
+            charged=self.ledger.charges(study.study_hash),
+            run_id=self.runs,
             at=NOW,
         )
-        self.reports.keep(study, document)
-        return ["answered"]
+        return RunResult(
+            lines=["answered"],
+            answer_hash=self.reports.keep(study, document),
+            failures=dict(self.unanswered),
+        )
 
     def __call__(self, *words: str, who: Principal | None = None) -> Result:
         self.who = who or RESEARCHER
@@ -181,23 +219,25 @@ def test_a_study_goes_from_draft_to_report(desk: Desk) -> None:
     assert desk.json("list")[0]["stage"] == "proposed"
     desk.approve()
     assert desk.json("show", "sleep-and-phq9")["stage"] == "published"
-    assert desk.json("run", "sleep-and-phq9") == {
-        "study": "sleep-and-phq9",
-        "answers": ["answered"],
-    }
+    ran = desk.json("run", "sleep-and-phq9")
+    assert (ran["answers"], ran["failures"]) == (["answered"], {})
     found = desk.json("report", "sleep-and-phq9")
+    assert found["answer_hash"] == ran["answer_hash"]
     document = parse_document(Path(found["answer"]).read_bytes())
     assert document_hash(document) == found["answer_hash"]
     page = Path(found["report"]).read_text()
     assert f"entry {found['log_index']}" in page
     assert "How does PHQ-9 differ with hours slept" in page
-    (entry,) = [e for e in entries_in(desk.log.directory) if e.details.get("answer")][1:]
-    assert (entry.action, entry.outcome) == ("study.release", "success")
-    assert entry.details["answer"] == found["answer_hash"]
+    said = [e for e in entries_in(desk.log.directory) if e.details.get("answer")]
+    assert [(e.action, e.outcome) for e in said if e.outcome] == [
+        ("study.run", "success"),
+        ("study.release", "success"),
+    ]
+    assert {e.details["answer"] for e in said} == {found["answer_hash"]}
     assert desk.json("list")[0]["stage"] == "released"
     ledger = desk.json("ledger", "--participant", "site:north")
     assert ledger["rows"] == 4
-    assert ledger["balances"]["site:north"]["epsilon"] == 1.0
+    assert ledger["balances"]["site:north"]["epsilon"] == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_released_answer_is_checked_by_whoever_has_the_public_keys(desk: Desk) -> None:
@@ -205,23 +245,282 @@ def test_a_released_answer_is_checked_by_whoever_has_the_public_keys(desk: Desk)
     desk.approve()
     desk.json("run", "sleep-and-phq9")
     found = desk.json("report", "sleep-and-phq9")
-    keys = {
+    keys = enrolled(desk)
+    enrolment = desk.folder / "federation.json"
+    enrolment.write_text(json.dumps(keys))
+    words = ("verify", found["answer"], "--enrolment", str(enrolment))
+    checked = desk.json(*words)
+    assert (checked["answer"], checked["released"]) == (found["answer_hash"], True)
+    assert found["answer_hash"] in desk(*words).stdout
+    Path(found["proof"]).unlink()
+    assert desk.json(*words)["word"] == list(COORDINATORS_WORD)
+    assert "answers[].estimates[].value" in desk(*words).stdout
+    enrolment.write_text(json.dumps({**keys, "witnesses": 2}))
+    assert isinstance(desk(*words).exception, StudyLogError)
+    keys["sites"].pop("north")
+    enrolment.write_text(json.dumps(keys))
+    assert isinstance(desk(*words).exception, ApprovalError)
+
+
+def enrolled(desk: Desk) -> dict[str, Any]:
+    """What somebody far away believes."""
+    trusted = desk.trail.trusted
+    return {
         "node": "all",
-        "coordinator": [key.hex() for key in desk.trail.trusted.coordinator],
-        "ethics_board": [key.hex() for key in desk.trail.trusted.ethics_board],
-        "sites": {site: [key.hex() for key in of] for site, of in desk.trail.trusted.sites.items()},
+        "coordinator": [key.hex() for key in trusted.coordinator],
+        "ethics_board": [key.hex() for key in trusted.ethics_board],
+        "sites": {site: [key.hex() for key in of] for site, of in trusted.sites.items()},
         "origin": ORIGIN,
         "log_keys": [key.text for key in desk.log.keys],
         "witness_keys": [key.text for key in desk.log.witness_keys],
     }
-    enrolment = desk.folder / "federation.json"
-    enrolment.write_text(json.dumps(keys))
-    words = ("verify", found["answer"], "--enrolment", str(enrolment))
-    assert desk.json(*words)["answer"] == found["answer_hash"]
-    assert found["answer_hash"] in desk(*words).stdout
-    keys["sites"].pop("north")  # type: ignore[attr-defined]
-    enrolment.write_text(json.dumps(keys))
+
+
+# Every leaf of a released document
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every leaf, and of every table and list, which can get one more."""
+    yield path
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from leaves(one, (*path, name))
+    if isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from leaves(one, (*path, place))
+
+
+def others(value: Any) -> list[Any]:
+    """Other values in place of this one: near ones, and ones of another kind."""
+    if isinstance(value, dict):
+        first = next(iter(value), None)
+        fewer = {name: one for name, one in value.items() if name != first}
+        return [{**value, "more": 1}, *([fewer] if value else []), [], None]
+    if isinstance(value, list):
+        return [[*value, *value[-1:]] if value else [1], *([value[1:]] if value else []), {}, None]
+    if isinstance(value, str):
+        middle = len(value) // 2
+        flipped = value[:middle] + ("a" if value[middle : middle + 1] != "a" else "b")
+        return [value + "x", flipped + value[middle + 1 :], "", 7, None, [value]]
+    if isinstance(value, float):
+        return [value * (1 + 1e-6) + 1e-300, value + 1, -value - 1, float("nan"), float("inf"), "1"]
+    return [value + 1, value - 1, 0, -1, float(value), str(value), True, None]
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy with another value there."""
+    if not path:
+        return value
+    copy = json.loads(json.dumps(document))
+    at = copy
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return copy
+
+
+def spelled(path: tuple[Any, ...]) -> str:
+    text = "".join("[]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
+    return "failures.*" if text.startswith("failures.") else text
+
+
+def test_every_single_change_of_a_release_is_found(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    found = desk.json("report", "sleep-and-phq9")
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    document = parse_document(Path(found["answer"]).read_bytes())
+    keys: dict[str, Any] = {
+        "origin": ORIGIN,
+        "log_keys": believed.log_verifiers(),
+        "witness_keys": believed.witness_verifiers(),
+    }
+    proof = Path(found["proof"]).read_bytes()
+    study = verify_document(document, believed.trusted(), **keys)
+    verify_release(proof, study_hash=study.study_hash, answer_hash=document_hash(document), **keys)
+    unproven: set[str] = set()
+    tried = 0
+    for path in leaves(document):
+        value = document
+        for key in path:
+            value = value[key]
+        for other in others(value):
+            if json.dumps(other) == json.dumps(value):
+                continue
+            tried += 1
+            one = changed(document, path, other)
+            try:
+                verify_document(one, believed.trusted(), **keys)
+            except FederatedError:
+                continue
+            unproven.add(spelled(path))
+            with pytest.raises(StudyLogError, match="another answer was released"):
+                verify_release(
+                    proof, study_hash=study.study_hash, answer_hash=document_hash(one), **keys
+                )
+    assert tried > 400
+    assert unproven <= set(COORDINATORS_WORD), sorted(unproven - set(COORDINATORS_WORD))
+
+
+def test_a_release_proof_is_of_this_study_and_this_answer_alone(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    found = desk.json("report", "sleep-and-phq9")
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    document = parse_document(Path(found["answer"]).read_bytes())
+    right: dict[str, Any] = {
+        "study_hash": document["study"]["hash"],
+        "answer_hash": found["answer_hash"],
+        "origin": ORIGIN,
+        "log_keys": believed.log_verifiers(),
+        "witness_keys": believed.witness_verifiers(),
+    }
+    proof = Path(found["proof"]).read_bytes()
+    verify_release(proof, **right)
+    for wrong in (
+        {"study_hash": "0" * 64},
+        {"answer_hash": "0" * 64},
+        {"origin": "log.example/other"},
+        {"log_keys": ()},
+        {"witness_keys": ()},
+        {"witnesses": 2},
+    ):
+        with pytest.raises(StudyLogError):
+            verify_release(proof, **{**right, **wrong})
+    # The publication's own proof is in the same log, and proves no release.
+    published = base64.b64decode(document["evidence"]["log_proof"])
+    with pytest.raises(StudyLogError):
+        verify_release(published, **right)
+
+
+# What an approver is shown
+
+
+def test_an_approver_reads_all_that_he_signs(desk: Desk) -> None:
+    desk.propose()
+    board = ["--as", "ethics-board", "--key", str(desk.folder / "keys" / "board")]
+    text = desk("approve", "sleep-and-phq9", *board, who=MEMBER).stdout
+    study = desk.trail.approvals.standing("sleep-and-phq9").study
+    for words in (
+        study.title, study.question, study.id, study.study_hash, study.roster, study.code_hash,
+        "HRESCH", "2027-01-1", "1 of the ethics board, site north, site south",
+        "mood, sleep_hours",
+        "Rounds       2 at most", "1000 people at least", "secure aggregation", "zero-out",
+        "3 agree before a sum is unmasked", "modulo 2^64",
+        "sleep: the mean over people (mean 'sleep'): column = sleep_hours",
+        "discrete laplace noise of scale",
+        "ε = 0.5 at δ = 5e-07", "ε = 0.5 at δ = 0e+00",
+    ):  # fmt: skip
+        assert words in text, words
+    shown = desk.json("show", "sleep-and-phq9")["signed"]
+    assert canonical_json(shown) == study.canonical_bytes()
+
+
+def test_approves_the_very_study_that_was_printed(desk: Desk) -> None:
+    desk.propose()
+    board = ["--as", "ethics-board", "--key", str(desk.folder / "keys" / "board")]
+    wrong = desk("approve", "sleep-and-phq9", *board, "--hash", "0" * 64, who=MEMBER)
+    assert isinstance(wrong.exception, ApprovalError)
+    assert "another study now" in str(wrong.exception)
+
+    def swap() -> Principal:
+        with desk.trail.database.writing() as connection:
+            manifest = study({"sleep-and-mood": "sleep-and-phq9"})
+            connection.exec_driver_sql("DELETE FROM study_steps")
+            connection.exec_driver_sql("DELETE FROM studies")
+        desk.trail.approvals._store.add(manifest, Step(kind="propose", at_us=1, log_index=0))
+        return MEMBER
+
+    desk.sign_in = swap  # type: ignore[method-assign]
+    result = desk("approve", "sleep-and-phq9", *board, who=MEMBER)
+    assert isinstance(result.exception, ApprovalError)
+    assert "another study now" in str(result.exception)
+    assert desk.trail.approvals.standing("sleep-and-phq9").record.of("approve") == []
+
+
+# Stopping, and runs that do not come to their end
+
+
+def test_a_withdrawn_study_neither_runs_nor_is_released(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    words = ("withdraw", "sleep-and-phq9", "--as", "ethics-board")
     assert isinstance(desk(*words).exception, ApprovalError)
+    assert desk.json(*words, who=MEMBER)["stage"] == "withdrawn"
+    for verb in ("run", "report"):
+        result = desk(verb, "sleep-and-phq9")
+        assert isinstance(result.exception, ApprovalError)
+        assert "withdrawn" in str(result.exception)
+    assert not (desk.folder / "reports" / "sleep-and-phq9" / "answer.json").exists()
+    assert desk("watch", "sleep-and-phq9").stdout.splitlines()[-1].split()[3] == "withdraw"
+
+
+def test_a_run_that_left_a_question_says_so_and_keeps_the_rest(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.unanswered = {"mood": "Too few took part."}
+    result = desk("run", "sleep-and-phq9")
+    assert result.exit_code == 1
+    assert "What was answered is kept" in result.stdout
+    found = desk.json("report", "sleep-and-phq9")
+    assert [one["query"] for one in found["answers"]] == ["sleep"]
+    document = parse_document(Path(found["answer"]).read_bytes())
+    assert document["failures"] == {"mood": "Too few took part."}
+    # Only what was reserved is charged.
+    assert [one["round"] for one in document["privacy"]["charged"]] == ["1-0"]
+    assert 0.4 < document["privacy"]["epsilon"] <= 0.5
+
+
+def test_a_second_run_counts_all_that_the_study_ever_cost(desk: Desk) -> None:
+    (desk.folder / "draft.toml").write_text(DRAFT.replace("sites =", "rounds = 4\nsites ="))
+    whole = str(desk.folder / "study.toml")
+    desk.json("plan", str(desk.folder / "draft.toml"), "--people", "5068", "--out", whole)
+    desk.json("propose", whole)
+    desk.approve()
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    first = parse_document((desk.kept).read_bytes())
+    desk.unanswered = {"sleep": "It was not asked."}
+    desk("run", "sleep-and-phq9")
+    second = parse_document((desk.kept).read_bytes())
+    assert [one["round"] for one in second["privacy"]["charged"]] == ["1-0", "2-1"]
+    assert second["privacy"]["epsilon"] > first["privacy"]["epsilon"]
+    # Neither run's answer is lost.
+    assert (desk.kept.parent / "answer-kept-1.json").read_bytes() == encode_document(first)
+    desk.unanswered = {}
+    assert isinstance(desk("run", "sleep-and-phq9").exception, BudgetExhaustedError)
+    assert parse_document((desk.kept).read_bytes()) == second
+
+
+# What was kept between run and release
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_kept_answer_that_others_can_reach_is_not_released(desk: Desk, mode: int) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    desk.kept.chmod(mode)
+    result = desk("report", "sleep-and-phq9")
+    assert isinstance(result.exception, ManifestError)
+    assert "not to be believed" in str(result.exception)
+
+
+def test_a_kept_answer_that_was_changed_is_not_released(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    document = json.loads(desk.kept.read_bytes())
+    document["answers"][0]["estimates"][0]["value"] += 1
+    desk.kept.write_bytes(encode_document(document))
+    result = desk("report", "sleep-and-phq9")
+    assert isinstance(result.exception, ApprovalError)
+    assert "gave this answer" in str(result.exception)
+    assert not (desk.kept.parent / "answer.json").exists()
 
 
 def test_the_same_in_words(desk: Desk) -> None:
@@ -232,12 +531,14 @@ def test_the_same_in_words(desk: Desk) -> None:
     assert "To give it out: havengate study report" in desk("run", "sleep-and-phq9").stdout
     text = desk("report", "sleep-and-phq9").stdout
     assert "mean: 7.1 h (6.9 to 7.3 at 95 %)" in text
-    assert "This cost each person ε = 1" in text
+    assert "The study has cost each person ε = " in text
     assert "released" in desk("list").stdout
     assert "4 rows, as they were written" in desk("ledger").stdout
     steps = desk("watch", "sleep-and-phq9").stdout.splitlines()
     kinds = [line.split()[3] for line in steps]
-    assert kinds == ["propose", "approve", "approve", "approve", "publish", "run", "release"]
+    assert kinds == [
+        "propose", "approve", "approve", "approve", "publish", "run", "answer", "release",
+    ]  # fmt: skip
 
 
 def test_the_plan_says_cost_and_error_before_anything_is_asked(desk: Desk) -> None:
@@ -362,10 +663,9 @@ def test_the_kept_answer_must_be_this_studys(desk: Desk) -> None:
     desk.propose()
     desk.approve()
     desk.json("run", "sleep-and-phq9")
-    kept = desk.folder / "reports" / "sleep-and-phq9" / "answer-kept.json"
-    document = json.loads(kept.read_text())
+    document = json.loads(desk.kept.read_text())
     document["study"]["hash"] = "0" * 64
-    kept.write_text(json.dumps(document))
+    desk.kept.write_bytes(encode_document(document))
     result = desk("report", "sleep-and-phq9")
     assert isinstance(result.exception, ManifestError)
     assert "another study's" in str(result.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from federated.deployment.places import (
     read_node_keys,
     read_roster,
 )
-from federated.errors import DeploymentError, FederatedError
+from federated.errors import BudgetExhaustedError, DeploymentError, FederatedError
 from federated.manifest import roster_hash
 from federated.node.enrolment import parse_enrolment
 from keys.errors import KeysError
+from tests.federated.ledgers import MemoryLog, close_all, cost, make_ledger
 from tests.federated.studies import ORIGIN, MemorySigner, StudyLog
 
 
@@ -62,11 +64,95 @@ def test_a_roster_hashes_as_studies_do_and_keeps_64_bit_ids(tmp_path: Path) -> N
     add_to_roster(path, "two", two)
     roster = read_roster(path)
     assert roster.hash == roster_hash(
-        {"one": bytes.fromhex(one.identity), "two": bytes.fromhex(two.identity)}
+        {"one": bytes.fromhex(one.identity), "two": bytes.fromhex(two.identity)},
+        {"two": "north"},
     )
     assert roster.flower_ids()["one"] == 2**64 - 1
-    assert roster.charged("one") == ["device:one"]
-    assert roster.charged("two") == ["site:north"]
+    assert roster.charged("one")[1:] == ["device:one"]
+    assert roster.charged("two")[1:] == ["site:north"]
+    keys = {roster.charged(name)[0] for name in ("one", "two")}
+    assert len(keys) == 2
+    assert all(re.fullmatch(r"key:[0-9a-f]{32}", key) for key in keys)
+
+
+@pytest.mark.parametrize("site", ["south", ""])
+def test_another_name_of_a_site_gives_its_people_no_new_budget(tmp_path: Path, site: str) -> None:
+    path = tmp_path / "roster.json"
+    add_to_roster(path, "one", node_of(tmp_path / "one", site="north"))
+    budgets = make_ledger(f"sqlite:///{tmp_path}/l.sqlite3", MemoryLog(), cap=1.0)
+    budgets.reserve(
+        study="5a" * 32,
+        round_id="1-0",
+        participants=read_roster(path).charged("one"),
+        cost=cost(1.0),
+    )
+    path.write_text(path.read_text().replace('"north"', f'"{site}"'))
+    path.write_text(path.read_text().replace('"one":', '"another":'))
+    with pytest.raises(BudgetExhaustedError):
+        budgets.reserve(
+            study="6b" * 32,
+            round_id="2-0",
+            participants=read_roster(path).charged("another"),
+            cost=cost(0.1),
+        )
+    close_all()
+
+
+def test_another_key_of_a_site_gives_its_people_no_new_budget(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    for name in ("one", "two"):
+        add_to_roster(path, name, node_of(tmp_path / name, site="north"))
+    first, second = (set(read_roster(path).charged(name)) for name in ("one", "two"))
+    assert first & second == {"site:north"}
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [("one", "south"), ("one", ""), ("two", "north"), ("two", "south")]
+)
+def test_refuses_a_known_key_under_another_name_site_or_class(
+    tmp_path: Path, name: str, site: str
+) -> None:
+    path = tmp_path / "roster.json"
+    add_to_roster(path, "one", node_of(tmp_path / "one", site="north"))
+    before = path.read_bytes()
+    with pytest.raises(DeploymentError, match="keeps its name and its site"):
+        add_to_roster(path, name, node_of(tmp_path / "one", site=site))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"site": "north"', '"site": "north pole"'),
+        ('"one":', '"o/ne":'),
+        ("FIRST", "SECOND"),
+        ("FIRST", "ab"),
+    ],
+)
+def test_a_roster_whose_budgets_could_not_be_told_apart_is_refused(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    path = tmp_path / "roster.json"
+    one, two = node_of(tmp_path / "one", site="north"), node_of(tmp_path / "two")
+    add_to_roster(path, "one", one)
+    add_to_roster(path, "two", two)
+    said = {"FIRST": one.identity, "SECOND": two.identity}
+    text = path.read_text()
+    changed = text.replace(said.get(old, old), said.get(new, new))
+    assert changed != text
+    path.write_text(changed)
+    with pytest.raises(DeploymentError):
+        read_roster(path)
+
+
+def test_a_study_is_approved_with_each_nodes_site(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    add_to_roster(path, "one", node_of(tmp_path / "one", site="north"))
+    hashes = {read_roster(path).hash}
+    for site in ("south", ""):
+        path.write_text(re.sub('"site": "[a-z]*"', f'"site": "{site}"', path.read_text()))
+        hashes.add(read_roster(path).hash)
+    assert len(hashes) == 3
 
 
 def test_a_name_never_gets_other_keys(tmp_path: Path) -> None:

@@ -244,6 +244,8 @@ def test_refuses_a_roster_that_was_not_approved(world: World) -> None:
     for roster in (invented, swapped):
         assert_refuses(world, "roster", replace(request, roster=roster), asked)
         request = replace(request, proof=world.request(asked, index=world.last).proof)
+    assert_refuses(world, "roster", replace(request, sites={"node-1": "north"}), asked)
+    request = replace(request, proof=world.request(asked, index=world.last).proof)
     everybody = dict.fromkeys(ROSTER, 1)
     for taking_part in ({**everybody, "node-99": 1}, {n: 1 for n in ROSTER if n != "node-3"}):
         request = replace(request, proof=world.request(asked, index=world.last).proof)

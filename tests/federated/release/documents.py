@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from audit.note import VerifierKey
+from federated.ledger_rows import Charge
 from federated.model import Answer, Estimate, Interval, NoisePlan, PrivacyCost, Sensitivity
+from federated.planning import study_costs
 from federated.release.document import make_document
 from federated.signed_study import TrustedKeys
 from federated.study_log import make_bundle
@@ -39,11 +41,13 @@ def estimate(name: str, value: float, half: float, unit: str = "points") -> Esti
     return Estimate(name=name, value=value, interval=interval, unit=unit)
 
 
-#: The study of `studies`, with the noise of these rounds.
+#: The study of `studies`, with noise that costs what it says.
 CHANGES = {
     "minimum_cohort = 10": "minimum_cohort = 1000",
-    "scale = 12.5": "scale = 1843.25",
-    "scale = 14.0": "scale = 1843.25",
+    "scale = 12.5": "scale = 9400.0",
+    "scale = 14.0": "scale = 9400.0",
+    '["mood", "sleep_hours"]': '["mood"]',
+    "low = 0.0, high = 10.0": "low = -6.0, high = 6.0",
 }
 SLEEP = Round(
     query="sleep",
@@ -92,15 +96,20 @@ def make_believed(folder: Path, **changes: Any) -> tuple[dict[str, Any], Believe
             publisher.publish()
         standing, signed = trail.approvals.standing(one.id), trail.approvals.signed(one.id)
         trail.database.close()
+    costs = study_costs(one)
     values = {
-        "failures": {"steps": "3 people survived; at least 1000 must."},
+        "failures": {},
         "bundle": make_bundle(log.directory, step.log_index),
         "origin": ORIGIN,
-        "epsilon": 0.97,
-        "delta": 1e-6,
+        "charged": [Charge(round=f"7-{n}", cost=cost) for n, cost in enumerate(costs.values())],
         "run_id": 7,
         "at": NOW,
         **changes,
     }
-    document = make_document(standing, signed, [SLEEP, CURVE], **values)
+    rounds = [
+        replace(answer, round_id=f"7-{n}", cost=costs[answer.query])
+        for n, answer in enumerate((SLEEP, CURVE))
+        if answer.query not in values["failures"]
+    ]
+    document = make_document(standing, signed, rounds, **values)
     return document, Believed(trail.trusted, log.keys, log.witness_keys)

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +19,14 @@ from federated.release.check import verify_document
 from federated.release.document import document_hash, encode_document, parse_document
 from federated.release.plots import plot_estimates
 from federated.release.report import make_report
-from federated.signed_study import parse_signed_study
+from federated.signed_study import parse_signed_study, sign_study
 from tests.federated.release.documents import Believed, make, make_believed
-from tests.federated.studies import ORIGIN
+from tests.federated.studies import ORIGIN, MemorySigner
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return make(tmp_path_factory.mktemp("release"))
+    return make(tmp_path_factory.mktemp("release"), failures={})
 
 
 class Page(HTMLParser):
@@ -53,7 +54,9 @@ def test_the_document_says_all_that_a_release_must(document: dict[str, Any]) -> 
     assert document["study"]["question"].startswith("How does mood")
     assert document["privacy"]["unit"] == "person"
     assert document["privacy"]["adjacency"] == "zero-out"
-    assert (document["privacy"]["epsilon"], document["privacy"]["delta"]) == (0.97, 1e-6)
+    assert 0.5 < document["privacy"]["epsilon"] < 1
+    assert document["privacy"]["delta"] == 1e-6
+    assert [one["round"] for one in document["privacy"]["charged"]] == ["7-0", "7-1"]
     assert document["trust"] == {
         "model": "secure_aggregation",
         "threshold": 3,
@@ -111,17 +114,16 @@ def test_the_report_says_what_the_document_says(document: dict[str, Any]) -> Non
     for expected in (
         document["study"]["question"],
         "5,068",
-        "ε = 0.97",
+        f"ε = {document['privacy']['epsilon']:.4g}",
         "1.0e\N{MINUS SIGN}6",
         "zero-out",
         "secure aggregation",
         "nobody, the coordinator included",
         "at most 0 nodes are in league",
-        "Discrete Gaussian noise of scale 1,843",
+        "Discrete Gaussian noise of scale 9,400",
         "4.99 to 5.83",
         "95 % interval",
         "which can pull means inward",
-        "has no answer: 3 people survived",
         "ethics-board",
         "site north",
         "entry 17",
@@ -228,6 +230,16 @@ def test_a_release_is_not_proven_by_other_keys(released: tuple[dict[str, Any], B
         (["evidence", "signed_study"], 7),
         (["evidence"], {}),
         (["answers"], [{}]),
+        (["privacy", "charged"], []),
+        (["privacy", "charged", 0, "cost", "epsilon"], 0.1),
+        (["privacy", "charged", 0, "round"], "6-0"),
+        (["answers", 0, "round"], "6-0"),
+        (["answers", 0, "estimates", 0, "value"], None),
+        (["evidence", "log_origin"], "log.example/other"),
+        (["approvals", 1, "key"], "00" * 32),
+        (["approvals", 4, "log_index"], 4711),
+        (["failures"], {"sleep": "It was not asked."}),
+        (["more"], 1),
     ],
 )
 def test_a_document_that_says_otherwise_than_was_signed_is_found(
@@ -241,3 +253,49 @@ def test_a_document_that_says_otherwise_than_was_signed_is_found(
     at[path[-1]] = value
     with pytest.raises(ManifestError):
         check(changed, believed)
+
+
+def test_a_question_without_an_answer_says_why(tmp_path: Path) -> None:
+    why = "3 people survived; at least 1000 must."
+    document, believed = make_believed(tmp_path, failures={"mood": why})
+    check(document, believed)
+    words = " ".join(Page(make_report(document, answer_hash="ab" * 32, released=1)).words)
+    assert f"has no answer: {why}" in " ".join(words.split())
+    for failures in ({}, {"mood": why, "steps": why}, {"steps": why}):
+        with pytest.raises(ManifestError, match="what became of it"):
+            check({**document, "failures": failures}, believed)
+
+
+def test_a_signature_by_an_unknown_key_is_no_approval_in_a_release(tmp_path: Path) -> None:
+    document, believed = make_believed(tmp_path)
+    signed = parse_signed_study(document["evidence"]["signed_study"].encode())
+    stranger = sign_study(signed.study, MemorySigner(), role="ethics-board")
+    more = replace(signed, signatures=(*signed.signatures, stranger))
+    step = {**document["approvals"][-1], "step": "approve", "role": "ethics-board"}
+    step |= {"key": stranger.public_key.hex(), "log_index": step["log_index"] + 1}
+    forged = {
+        **document,
+        "approvals": [*document["approvals"], step],
+        "evidence": {**document["evidence"], "signed_study": more.encode().decode()},
+    }
+    with pytest.raises(ApprovalError, match="not enrolled"):
+        check(forged, believed)
+
+
+def test_more_rounds_than_were_approved_are_found(tmp_path: Path) -> None:
+    document, believed = make_believed(tmp_path)
+    charged = document["privacy"]["charged"]
+    again = [{**one, "round": one["round"].replace("7-", "6-")} for one in charged]
+    forged = {**document, "privacy": {**document["privacy"], "charged": [*charged, *again]}}
+    with pytest.raises(ManifestError, match="More was spent than was approved"):
+        check(forged, believed)
+
+
+def test_a_number_that_is_none_is_no_document(tmp_path: Path) -> None:
+    raw = encode_document(make(tmp_path))
+    for bad in (b"NaN", b"Infinity", b"1e999"):
+        with pytest.raises(ManifestError):
+            parse_document(raw.replace(b'"value":5.41', b'"value":' + bad))
+    for other in (b" " + raw, raw + b"\n", raw.replace(b'{"answers"', b'{"answers":[],"answers"')):
+        with pytest.raises(ManifestError, match="one form"):
+            parse_document(other)

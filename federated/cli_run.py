@@ -1,0 +1,239 @@
+"""`havengate study`: run, watch, report, verify, ledger. Mounted by `federated.cli`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from federated.study_program import (
+    JSONOption,
+    NameArgument,
+    RunResult,
+    Say,
+    StudyCommands,
+    StudyProgram,
+    read_file,
+)
+from federated.telling import answer_lines, say, step_line, step_object
+
+if TYPE_CHECKING:
+    # Help must not wait for the libraries behind these.
+    from federated.approvals import StartedRun
+    from federated.node.enrolment import Enrolment
+
+_LOOK_S: Final = 1.0
+#: Exit code of a run that left a question without an answer.
+_INCOMPLETE: Final = 1
+
+
+def add_run(app: typer.Typer, commands: StudyCommands) -> None:
+    """Mount `run`."""
+
+    @app.command()
+    def run(name: NameArgument, *, as_json: JSONOption = False) -> None:
+        """Ask an approved study's questions. What is reserved for it is spent, whatever comes."""
+        tell: Say = _tell_nothing if as_json else typer.echo
+        with commands.open_program() as program:
+            # An older backup that nobody noticed would let people be asked too often.
+            program.ledger.verify(program.entries())
+            principal = program.sign_in()
+            program.publish_log()
+            started = program.approvals.start_run(name, principal)
+            result = _ran(program, started, name, tell)
+        kept = f"What was answered is kept. To give it out: havengate study report {name}"
+        say(
+            {
+                "study": name,
+                "answers": list(result.lines),
+                "failures": dict(result.failures),
+                "answer_hash": result.answer_hash,
+            },
+            "\n".join([*result.lines, kept]),
+            as_json=as_json,
+        )
+        if result.failures:
+            raise typer.Exit(_INCOMPLETE)
+
+
+def _ran(program: StudyProgram, started: StartedRun, name: str, tell: Say) -> RunResult:
+    from federated.errors import FederatedError
+
+    try:
+        result = program.run(started.signed, program.approvals.standing(name), tell)
+    except FederatedError as error:
+        program.approvals.end_run(started, error)
+        raise
+    program.approvals.end_run(started, answer_hash=result.answer_hash)
+    return result
+
+
+def _tell_nothing(_: str) -> None:
+    pass
+
+
+def add_watch(app: typer.Typer, commands: StudyCommands) -> None:
+    """Mount `watch`."""
+
+    @app.command()
+    def watch(
+        name: NameArgument,
+        *,
+        timeout_s: Annotated[float, typer.Option(help="How long to look.")] = 3600.0,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Follow a study step by step until it is released, refused or past its time."""
+        told, deadline = 0, time.monotonic() + timeout_s
+        with commands.open_program() as program:
+            while True:
+                standing = program.approvals.standing(name)
+                for step in standing.record.steps[told:]:
+                    say(step_object(step), step_line(step), as_json=as_json)
+                told = len(standing.record.steps)
+                over = standing.released or standing.stage in {"refused", "withdrawn", "expired"}
+                if over or time.monotonic() > deadline:
+                    return
+                time.sleep(_LOOK_S)
+
+
+def add_report(app: typer.Typer, commands: StudyCommands) -> None:
+    """Mount `report`."""
+
+    @app.command()
+    def report(name: NameArgument, *, as_json: JSONOption = False) -> None:
+        """Release a study's answer: as JSON, and as a page for people."""
+        with commands.open_program() as program:
+            kept = program.reports.kept(program.approvals.standing(name).study)
+            entry = program.approvals.release(name, program.sign_in(), answer_hash=kept.answer_hash)
+            page, answer = program.reports.write(kept, released=entry)
+            proof = program.prove(entry)
+            shown = str(program.reports.write_proof(kept, proof)) if proof else ""
+        found = {
+            "report": str(page),
+            "answer": str(answer),
+            "answer_hash": kept.answer_hash,
+            "log_index": entry,
+            "proof": shown,
+        }
+        missing = "none yet: no witness has cosigned the release; report again, later"
+        lines = [*answer_lines(kept.document), f"Report {page}", f"Answer {answer}"]
+        lines.append(f"Proof  {shown or missing}")
+        say({**found, "answers": kept.document["answers"]}, "\n".join(lines), as_json=as_json)
+
+
+def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
+    """Mount `verify`."""
+
+    @app.command()
+    def verify(
+        file: Annotated[Path, typer.Argument(help="answer.json of a release.")],
+        *,
+        enrolment: Annotated[
+            Path | None, typer.Option(help="Whose word counts. Default: this machine's.")
+        ] = None,
+        proof: Annotated[
+            Path | None,
+            typer.Option(help="That the log says so. Default: answer.proof beside it, if there."),
+        ] = None,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Check a released answer with public keys alone: signatures, publication, what it says."""
+        from federated.deployment.places import Places
+        from federated.node.enrolment import parse_enrolment
+        from federated.release.document import parse_document
+
+        places = Places(directory=Path(commands.settings().directory))
+        believed = parse_enrolment(read_file(enrolment or places.federation))
+        beside = file.with_name("answer.proof")
+        given = proof or (beside if beside.exists() else None)
+        found = _verified(
+            parse_document(read_file(file)), believed, None if given is None else read_file(given)
+        )
+        proven = (
+            "signed by all it needed, and published. The answer says what was signed; costs and "
+            "total are those that follow from it."
+        )
+        lines = [f"{found['study']}: {proven}"]
+        if found["released"]:
+            lines.append("The log says that this very answer was released.")
+        else:
+            lines.append("No proof of its release was given: the coordinator's word alone are")
+            lines += [f"    {path}" for path in found["word"]]
+        lines.append(f"Hash of the answer, as the entry of its release must say: {found['answer']}")
+        say(found, "\n".join(lines), as_json=as_json)
+
+
+def _verified(
+    document: Mapping[str, Any], believed: Enrolment, proof: bytes | None
+) -> dict[str, Any]:
+    from federated.release.check import COORDINATORS_WORD, verify_document
+    from federated.release.document import document_hash
+    from federated.release.proof import verify_release
+
+    study = verify_document(
+        document,
+        replace(believed.trusted(), own_site=""),
+        origin=believed.origin,
+        log_keys=believed.log_verifiers(),
+        witness_keys=believed.witness_verifiers(),
+        witnesses=believed.witnesses,
+    )
+    answer_hash = document_hash(document)
+    if proof is not None:
+        verify_release(
+            proof,
+            study_hash=study.study_hash,
+            answer_hash=answer_hash,
+            origin=believed.origin,
+            log_keys=believed.log_verifiers(),
+            witness_keys=believed.witness_verifiers(),
+            witnesses=believed.witnesses,
+        )
+    return {
+        "study": study.id,
+        "hash": study.study_hash,
+        "answer": answer_hash,
+        "released": proof is not None,
+        "word": [] if proof is not None else list(COORDINATORS_WORD),
+    }
+
+
+def add_ledger(app: typer.Typer, commands: StudyCommands) -> None:
+    """Mount `ledger`."""
+
+    @app.command()
+    def ledger(
+        *,
+        participant: Annotated[
+            list[str] | None, typer.Option(help="Whose budget to show: device:NAME, site:NAME.")
+        ] = None,
+        mend: Annotated[
+            bool, typer.Option("--mend", help="Add what the log knows and the ledger lost.")
+        ] = False,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Verify the ledger against the audit log, and show what people's data have cost."""
+        with commands.open_program() as program:
+            added = (
+                program.ledger.mend(program.entries(), rosters=program.rosters()) if mend else ()
+            )
+            rows = program.ledger.verify(program.entries())
+            balances = {name: program.ledger.balance(name) for name in participant or ()}
+        found = {
+            "rows": rows,
+            "mended": len(added),
+            "balances": {
+                name: {"epsilon": one.epsilon, "delta": one.delta, "cap": one.cap}
+                for name, one in balances.items()
+            },
+        }
+        lines = [f"{rows} rows, as they were written; {len(added)} added."]
+        lines += [
+            f"{name}: ε = {one.epsilon:.3g} of {one.cap:.3g} at δ = {one.delta:.1g}"
+            for name, one in balances.items()
+        ]
+        say(found, "\n".join(lines), as_json=as_json)
