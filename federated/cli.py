@@ -222,14 +222,21 @@ def _add_run(app: typer.Typer, commands: StudyCommands) -> None:
 
 
 def _ran(program: StudyProgram, started: Any, name: str, say: Say) -> Sequence[str]:
-    from federated.errors import FederatedError
+    """Run, and say in the log how it ended, whatever ends it: Ctrl-C and bugs, too."""
+    from federated.errors import CohortError, FederatedError, RunEndedError
 
     try:
         lines = program.run(started.signed, program.approvals.standing(name), say)
+        answers = program.reports.kept(started.signed.study).document["answers"]
     except FederatedError as error:
         program.approvals.end_run(started, error)
         raise
-    program.approvals.end_run(started)
+    except BaseException as error:
+        # Never its text: nobody knows what is in it.
+        program.approvals.end_run(started, RunEndedError(type(error).__name__))
+        raise
+    nothing = None if answers else CohortError("No question was answered.")
+    program.approvals.end_run(started, nothing)
     return lines
 
 

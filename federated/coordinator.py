@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from audit.checkpoint import parse_checkpoint
+from audit.errors import AuditError
+from audit.files import read_bounded
+from audit.note import MAX_NOTE_BYTES
+from audit.recovery import CHECKPOINT
 from federated.aggregation.bits import SystemBits
 from federated.deployment.certificates import COORDINATOR_NAME
 from federated.deployment.link import Link, LinkAccess
@@ -49,8 +54,8 @@ if TYPE_CHECKING:
 
     from federated.deployment.grid import GridExchange
 
-#: How often, and how long in between, the log is looked at until it is cosigned: half a minute.
-_LOOKS: Final = 150
+#: For so long in all a run waits for the log to be cosigned, and between looks.
+_COSIGNED_S: Final = 30.0
 _LOOK_S: Final = 0.2
 
 __all__ = ["COORDINATOR_NAME", "Coordinator", "StudyOutcome", "link_access"]
@@ -80,6 +85,22 @@ class NamedExchange:
         by_id = {self._ids[name]: payload for name, payload in payloads.items()}
         answers = self._exchange.ask(stage, by_id, patience)
         return {self._names[id_]: payload for id_, payload in answers.items()}
+
+
+class _Waiting:
+    """Half a minute in all, in small pauses, however many proofs wait."""
+
+    def __init__(self, wait: Callable[[float], None]) -> None:
+        self._wait = wait
+        self._left_s = _COSIGNED_S
+
+    def goes_on(self) -> bool:
+        """Let a moment pass; return False, at once, when all of the time has passed."""
+        if self._left_s <= 0:
+            return False
+        self._left_s -= _LOOK_S
+        self._wait(_LOOK_S)
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +138,7 @@ class Coordinator:
                 "it again."
             )
         index = find_published(self.log, study.study_hash)
-        self._published(index, study.study_hash)
+        self._published(index, study.study_hash, _Waiting(self.wait))
         names = tuple(queries) or tuple(query.name for query in study.queries)
         for name in names:
             study.query(name)
@@ -134,14 +155,18 @@ class Coordinator:
             raise DeploymentError("The run ended without being conducted.")
         return done[0]
 
-    def _published(self, index: int, study_hash: str, from_size: int = 0) -> StudyBundle:
+    def _published(
+        self, index: int, study_hash: str, waiting: _Waiting, from_size: int = 0
+    ) -> StudyBundle:
         """The proof that nodes will believe.
 
         Between a checkpoint and its witnesses' words passes a moment, and a new checkpoint may come
-        any time. A node would refuse what comes without them, and keep the refusal.
+        any time. A node would refuse what comes without them, and keep the refusal. Raises
+        `StudyLogError`, at once for a node that claims to have seen more than there is: no waiting
+        would make that true.
         """
-        looks = 0
         while True:
+            self._verify_not_ahead(from_size)
             try:
                 bundle = make_bundle(self.log, index, from_size=from_size)
                 verify_published(
@@ -152,15 +177,27 @@ class Coordinator:
                     witnesses=self.believed.witnesses,
                 )
             except StudyLogError as error:
-                looks += 1
-                if looks > _LOOKS:
+                if not waiting.goes_on():
                     raise StudyLogError(
                         "No witness that nodes trust has cosigned the log: nobody was asked. See "
                         f"that the one under [[audit.witnesses]] runs, then try again. ({error})"
                     ) from error
-                self.wait(_LOOK_S)
             else:
                 return bundle
+
+    def _verify_not_ahead(self, from_size: int) -> None:
+        if not from_size:
+            return
+        try:
+            note = read_bounded(self.log / CHECKPOINT, MAX_NOTE_BYTES)
+            size = parse_checkpoint(note).checkpoint.size
+        except (AuditError, OSError) as error:
+            raise StudyLogError(f"The study log cannot be read: {error}") from error
+        if from_size > size:
+            raise StudyLogError(
+                f"A node says that it has seen {from_size} entries, the log has {size}: it gets no "
+                "proof."
+            )
 
     def _conduct(
         self,
@@ -173,8 +210,11 @@ class Coordinator:
     ) -> StudyOutcome:
         from federated.deployment.grid import GridExchange
 
+        waiting = _Waiting(self.wait)
+
         def prove(from_size: int) -> bytes:
-            return self._published(index, signed.study.study_hash, from_size).encode()
+            """Nodes choose the sizes that proofs lead on from, each its own if it likes."""
+            return self._published(index, signed.study.study_hash, waiting, from_size).encode()
 
         ports = RunPorts(
             exchange=NamedExchange(GridExchange(grid), self.roster.flower_ids()),
