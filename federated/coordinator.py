@@ -18,7 +18,6 @@ from audit.files import read_bounded
 from audit.note import MAX_NOTE_BYTES
 from audit.recovery import CHECKPOINT
 from federated.aggregation.bits import SystemBits
-from federated.deployment.certificates import COORDINATOR_NAME
 from federated.deployment.link import Link, LinkAccess
 from federated.deployment.places import Places, RosterFile, read_roster
 from federated.errors import (
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
 _COSIGNED_S: Final = 30.0
 _LOOK_S: Final = 0.2
 
-__all__ = ["COORDINATOR_NAME", "Coordinator", "StudyOutcome", "link_access"]
+__all__ = ["Coordinator", "StudyOutcome", "link_access"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
