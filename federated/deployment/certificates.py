@@ -1,8 +1,9 @@
 """The certificates of SuperLink and coordinator, from the key server's authority.
 
 The SuperLink has a `server` certificate, the coordinator one of its own role, which authenticates a
-client, cannot serve, and is in a name that no other role of the key server can have. A node needs none: Flower's Fleet API knows it by its registered key; it only
-needs the authority, to know the SuperLink.
+client, cannot serve, and is in a name that no other role of the key server can have. A node needs
+none: Flower's Fleet API knows it by its registered key; it only needs the authority, to know the
+SuperLink.
 """
 
 from __future__ import annotations

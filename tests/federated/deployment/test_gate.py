@@ -200,7 +200,7 @@ def test_nothing_starts_with_another_bundle(federation: Running) -> None:
 )
 def test_a_start_in_another_form_is_refused(federation: Running, headers: dict[str, str]) -> None:
     signed = federation.approved()
-    assert start(federation, signed, headers=headers).status_code == 403
+    assert start(federation, signed, headers=headers).status_code == 404
 
 
 def test_a_start_with_anything_appended_is_refused() -> None:
