@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 #: For so long in all a run waits for the log to be cosigned, and between looks.
 _COSIGNED_S: Final = 30.0
 _LOOK_S: Final = 0.2
+_AWAY: Final = (
+    " The SuperLink did not answer: see its log, and that havengate federated up is running. What "
+    "was reserved stays spent."
+)
 
 __all__ = ["Coordinator", "StudyOutcome", "link_access"]
 
@@ -215,8 +219,9 @@ class Coordinator:
             """Nodes choose the sizes that proofs lead on from, each its own if it likes."""
             return self._published(index, signed.study.study_hash, waiting, from_size).encode()
 
+        exchange = GridExchange(grid)
         ports = RunPorts(
-            exchange=NamedExchange(GridExchange(grid), self.roster.flower_ids()),
+            exchange=NamedExchange(exchange, self.roster.flower_ids()),
             ledger=self.ledger,
             roster=self.roster.keys(),
             query=self.query,
@@ -231,8 +236,8 @@ class Coordinator:
             try:
                 answers.append(run.ask(name, number))
             except (CohortError, ProtocolError) as error:
-                say(f"{name}: {error}")
-                failures[name] = str(error)
+                failures[name] = f"{error}{_AWAY if exchange.away else ''}"
+                say(f"{name}: {failures[name]}")
         return StudyOutcome(run_id=run_id, answers=tuple(answers), failures=failures)
 
 

@@ -196,6 +196,8 @@ class GridExchange:
         self._grid = grid
         self._clock = clock
         self._sleep = sleep
+        self.away = False
+        """Whether the SuperLink was away when it was last called."""
 
     def ask(
         self, stage: str, payloads: Mapping[int, bytes], patience: Patience
@@ -248,20 +250,27 @@ class GridExchange:
         while self._clock() < deadline:
             try:
                 with within(deadline, self._clock):
-                    return list(self._grid.push_messages(messages))
+                    taken = list(self._grid.push_messages(messages))
             except (httpx.HTTPError, OSError, ValueError) as error:
+                self.away = True
                 _LOG.warning("federated.grid.push_failed", error=type(error).__name__)
+            else:
+                self.away = False
+                return taken
             self._pause(_LONGEST_PAUSE_S, deadline)
         return []
 
     def _look(self, waiting: Iterable[str], deadline: float) -> list[Message]:
         try:
             with within(deadline, self._clock):
-                return list(self._grid.pull_messages(list(waiting)))
+                found = list(self._grid.pull_messages(list(waiting)))
         except (httpx.HTTPError, OSError, ValueError, TypeError) as error:
             # Away for a moment, or restarted; what it has in its database it still has.
+            self.away = True
             _LOG.warning("federated.grid.pull_failed", error=type(error).__name__)
             return []
+        self.away = False
+        return found
 
 
 def _batches(sizes: Mapping[int, int]) -> Iterator[list[int]]:

@@ -170,6 +170,7 @@ def test_flowers_supernode_finds_the_parts_of_a_message_that_came_whole(
         for part in iterate_object_tree(tree)
     }
     rebuilt = inflate_object_from_contents(message.metadata.message_id, contents)
+    assert isinstance(rebuilt, Message)
     assert payload_of(rebuilt.content) == ("mask", b"x")
 
 
