@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.harness import Result
 from tests.federated.deployment.federation import Running, running
+from tests.federated.studies import ORIGIN
 from tests.openbao import running_server
 
 NODES = 10
@@ -50,6 +51,7 @@ def _ask(federation: Running, folder: Path) -> tuple[float, float]:
         "places": str(federation.places.directory),
         "log": str(federation.log.directory),
         "ledger": f"sqlite:///{folder / 'ledger.sqlite3'}",
+        "origin": ORIGIN,
         "address": f"127.0.0.1:{federation.federation.ports.http}",
     }
     began = time.perf_counter()

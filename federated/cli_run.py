@@ -61,14 +61,23 @@ def add_run(app: typer.Typer, commands: StudyCommands) -> None:
 
 
 def _ran(program: StudyProgram, started: StartedRun, name: str, tell: Say) -> RunResult:
-    from federated.errors import FederatedError
+    """Run, and say in the log how it ended, whatever ends it: Ctrl-C and bugs, too."""
+    from federated.errors import CohortError, FederatedError, RunEndedError
 
     try:
         result = program.run(started.signed, program.approvals.standing(name), tell)
+        answers = program.reports.kept(started.signed.study).document["answers"]
     except FederatedError as error:
         program.approvals.end_run(started, error)
         raise
-    program.approvals.end_run(started, answer_hash=result.answer_hash)
+    except BaseException as error:
+        # Never its text: nobody knows what is in it.
+        program.approvals.end_run(started, RunEndedError(type(error).__name__))
+        raise
+    if answers:
+        program.approvals.end_run(started, answer_hash=result.answer_hash)
+    else:
+        program.approvals.end_run(started, CohortError("No question was answered."))
     return result
 
 

@@ -13,9 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from audit.checkpoint import parse_checkpoint
 from audit.errors import AuditError
+from audit.files import read_bounded
+from audit.note import MAX_NOTE_BYTES
+from audit.recovery import CHECKPOINT
 from federated.aggregation.bits import SystemBits
-from federated.deployment.certificates import COORDINATOR_NAME
 from federated.deployment.link import Link, LinkAccess
 from federated.deployment.places import Places, RosterFile, read_roster
 from federated.errors import (
@@ -56,11 +59,15 @@ if TYPE_CHECKING:
 
     from federated.deployment.grid import GridExchange
 
-#: How often, and how long in between, the log is looked at until it is cosigned: half a minute.
-_LOOKS: Final = 150
+#: For so long in all a run waits for the log to be cosigned, and between looks.
+_COSIGNED_S: Final = 30.0
 _LOOK_S: Final = 0.2
+_AWAY: Final = (
+    " The SuperLink did not answer: see its log, and that havengate federated up is running. What "
+    "was reserved stays spent."
+)
 
-__all__ = ["COORDINATOR_NAME", "Coordinator", "StudyOutcome", "link_access"]
+__all__ = ["Coordinator", "StudyOutcome", "link_access"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +150,15 @@ def ask_all(
     *,
     say: Say = lambda _: None,
     still: Callable[[], None] = lambda: None,
+    aside: Callable[[], str] = lambda: "",
 ) -> tuple[Sequence[RoundOutcome], Mapping[str, str]]:
     """Ask one question after the other; return what was answered, and why the others were not.
 
     What was answered has cost something and is kept, whatever comes after. A round that comes to
     nothing, or a budget that one question exceeds, does not keep the next from being asked; ledger,
     log or deployment failing does, and so does what `still`, looked at before each, raises. Raises
-    the first such error if nothing was answered: there is nothing to lose then.
+    the first such error if nothing was answered: there is nothing to lose then. `aside` says what
+    else is known about a round that came to nothing.
     """
     answers: list[RoundOutcome] = []
     failures: dict[str, str] = {}
@@ -163,7 +172,7 @@ def ask_all(
             still()
             answers.append(run.ask(name, number))
         except (CohortError, ProtocolError) as error:
-            failures[name] = str(error)
+            failures[name] = f"{error}{aside()}"
         except BudgetExhaustedError as error:
             first, failures[name] = first or error, str(error)
         except (FederatedError, AuditError) as error:
@@ -190,6 +199,22 @@ class NamedExchange:
         by_id = {self._ids[name]: payload for name, payload in payloads.items()}
         answers = self._exchange.ask(stage, by_id, patience)
         return {self._names[id_]: payload for id_, payload in answers.items()}
+
+
+class _Waiting:
+    """Half a minute in all, in small pauses, however many proofs wait."""
+
+    def __init__(self, wait: Callable[[float], None]) -> None:
+        self._wait = wait
+        self._left_s = _COSIGNED_S
+
+    def goes_on(self) -> bool:
+        """Let a moment pass; return False, at once, when all of the time has passed."""
+        if self._left_s <= 0:
+            return False
+        self._left_s -= _LOOK_S
+        self._wait(_LOOK_S)
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +258,7 @@ class Coordinator:
                 "it again."
             )
         index = find_published(self.log, study.study_hash)
-        bundle = self._published(index, study.study_hash)
+        bundle = self._published(index, study.study_hash, _Waiting(self.wait))
         names = tuple(queries) or tuple(query.name for query in study.queries)
         declared = [study.query(name) for name in names]
         ledger = WithinStudy(study=study, ledger=self.ledger)
@@ -244,8 +269,13 @@ class Coordinator:
         done: list[StudyOutcome] = []
 
         def conduct(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-            run = self._run(grid, signed, index, ledger, run_id, say)
-            answers, failures = ask_all(run, names, say=say, still=still)
+            from federated.deployment.grid import GridExchange
+
+            exchange = GridExchange(grid)
+            run = self._run(exchange, signed, index, ledger, run_id, say)
+            answers, failures = ask_all(
+                run, names, say=say, still=still, aside=lambda: _AWAY if exchange.away else ""
+            )
             done.append(
                 StudyOutcome(run_id=run_id, bundle=bundle, answers=answers, failures=failures)
             )
@@ -255,14 +285,18 @@ class Coordinator:
             raise DeploymentError("The run ended without being conducted.")
         return done[0]
 
-    def _published(self, index: int, study_hash: str, from_size: int = 0) -> StudyBundle:
+    def _published(
+        self, index: int, study_hash: str, waiting: _Waiting, from_size: int = 0
+    ) -> StudyBundle:
         """The proof that nodes will believe.
 
         Between a checkpoint and its witnesses' words passes a moment, and a new checkpoint may come
-        any time. A node would refuse what comes without them, and keep the refusal.
+        any time. A node would refuse what comes without them, and keep the refusal. Raises
+        `StudyLogError`, at once for a node that claims to have seen more than there is: no waiting
+        would make that true.
         """
-        looks = 0
         while True:
+            self._verify_not_ahead(from_size)
             try:
                 bundle = make_bundle(self.log, index, from_size=from_size)
                 verify_published(
@@ -273,32 +307,45 @@ class Coordinator:
                     witnesses=self.believed.witnesses,
                 )
             except StudyLogError as error:
-                looks += 1
-                if looks > _LOOKS:
+                if not waiting.goes_on():
                     raise StudyLogError(
                         "No witness that nodes trust has cosigned the log: nobody was asked. See "
                         f"that the one under [[audit.witnesses]] runs, then try again. ({error})"
                     ) from error
-                self.wait(_LOOK_S)
             else:
                 return bundle
 
+    def _verify_not_ahead(self, from_size: int) -> None:
+        if not from_size:
+            return
+        try:
+            note = read_bounded(self.log / CHECKPOINT, MAX_NOTE_BYTES)
+            size = parse_checkpoint(note).checkpoint.size
+        except (AuditError, OSError) as error:
+            raise StudyLogError(f"The study log cannot be read: {error}") from error
+        if from_size > size:
+            raise StudyLogError(
+                f"A node says that it has seen {from_size} entries, the log has {size}: it gets no "
+                "proof."
+            )
+
     def _run(
         self,
-        grid: Grid,
+        exchange: GridExchange,
         signed: SignedStudy,
         index: int,
         ledger: WithinStudy,
         run_id: int,
         say: Say,
     ) -> StudyRun:
-        from federated.deployment.grid import GridExchange
+        waiting = _Waiting(self.wait)
 
         def prove(from_size: int) -> bytes:
-            return self._published(index, signed.study.study_hash, from_size).encode()
+            """Nodes choose the sizes that proofs lead on from, each its own if it likes."""
+            return self._published(index, signed.study.study_hash, waiting, from_size).encode()
 
         ports = RunPorts(
-            exchange=NamedExchange(GridExchange(grid), self.roster.flower_ids()),
+            exchange=NamedExchange(exchange, self.roster.flower_ids()),
             ledger=ledger,
             roster=self.roster.keys(),
             query=self.query,

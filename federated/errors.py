@@ -91,3 +91,9 @@ class DeploymentError(FederatedError):
     """A process of the deployment did not start, ended, or cannot be reached."""
 
     code = "federated.deployment"
+
+
+class RunEndedError(FederatedError):
+    """A run was interrupted, or ended by what nobody foresaw. What was reserved stays spent."""
+
+    code = "federated.run_ended"

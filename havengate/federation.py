@@ -28,7 +28,7 @@ def open_certificates(
     places.prepare()
     with (
         wiring.open_keys(settings, environ) as keys,
-        keys.server.client("node") as client,
+        keys.server.client("coordinator") as client,
     ):
         yield Certificates.open(
             places, server=keys.client, client=client, settings=settings.keys.pki

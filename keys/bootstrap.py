@@ -24,6 +24,8 @@ import msgspec
 from keys.errors import ApprovalError, KeyConfigurationError, VaultRejectedError
 from keys.layout import (
     AUDIT_SIGNING_KEY,
+    COORDINATOR_NAME,
+    COORDINATOR_ROLE,
     FIRST_HALF_KEY,
     HMAC_KEY,
     IDENTITY_SIGNING_KEY,
@@ -130,7 +132,7 @@ def fingerprint(settings: KeysSettings) -> str:
     rendered = [_render_policy(name, settings.vault.prefix) for name in _POLICIES]
     keys = {name: dict(options) for name, options in _TRANSIT_KEYS.items()}
     certificates = [_certificate_role(role, settings.pki) for role in (SERVER_ROLE, NODE_ROLE)]
-    certificates.append(_outbound_role(settings.pki))
+    certificates += [_coordinator_role(settings.pki), _outbound_role(settings.pki)]
     login = _app_role([], token_ttl_s=_TOKEN_TTL_S, token_max_ttl_s=_TOKEN_MAX_TTL_S)
     stated = [rendered, keys, certificates, login, settings.vault.prefix]
     return hashlib.sha256(msgspec.json.encode(stated, order="sorted")).hexdigest()
@@ -216,6 +218,9 @@ class _Setup:
         self._root(self._layout.pki, f"{name} root")
         for role in (SERVER_ROLE, NODE_ROLE):
             self._put_if_different(f"{self._layout.pki}/roles/{role}", _certificate_role(role, pki))
+        self._put_if_different(
+            f"{self._layout.pki}/roles/{COORDINATOR_ROLE}", _coordinator_role(pki)
+        )
         self._root(self._layout.outbound_pki, f"{name} way out", max_path_length=0)
         self._put_if_different(
             f"{self._layout.outbound_pki}/roles/{OUTBOUND_ROLE}", _outbound_role(pki)
@@ -288,7 +293,17 @@ class _Setup:
 
 
 def _certificate_role(role: str, pki: PkiSettings) -> dict[str, Any]:
-    """Return which certificates may be had: short-lived ones for names within our own domains."""
+    """Return which certificates may be had: short-lived ones for names within our own domains.
+
+    Raises `KeyConfigurationError` for a domain in which the coordinator's name lies: a node could
+    have a certificate in it.
+    """
+    for domain in pki.allowed_domains:
+        if f".{COORDINATOR_NAME}".endswith(f".{domain.strip('.').lower()}"):
+            raise KeyConfigurationError(
+                f"keys.pki.allowed_domains must not hold {domain!r}: {COORDINATOR_NAME} lies in "
+                "it, a name that the coordinator of studies alone may carry. Name domains below it."
+            )
     lifetime_s = pki.lifetime_hours * 3600
     return {
         "allowed_domains": list(pki.allowed_domains),
@@ -310,6 +325,15 @@ def _certificate_role(role: str, pki: PkiSettings) -> dict[str, Any]:
         "ttl": lifetime_s,
         "max_ttl": lifetime_s,
         "no_store": True,
+    }
+
+
+def _coordinator_role(pki: PkiSettings) -> dict[str, Any]:
+    """Return what opens the SuperLink's HTTP port: one name, for clients only."""
+    return _certificate_role(NODE_ROLE, pki) | {
+        "allowed_domains": [COORDINATOR_NAME],
+        "allow_subdomains": False,
+        "allow_ip_sans": False,
     }
 
 

@@ -51,8 +51,9 @@ class IssuedCertificate:
 class CertificateManager:
     """Keeps one certificate good. Thread-safe; call `renew_if_due` every few minutes.
 
-    `kind` is `server`, or `node` for a certificate that authenticates a client only. `names` are
-    DNS names or IP addresses, all within `keys.pki.allowed_domains`. `clock` is Unix time in
+    `kind` is `server`, or `node` or `coordinator` for a certificate that authenticates a client
+    only. `names` are DNS names or IP addresses, all within `keys.pki.allowed_domains`; the
+    coordinator's is `layout.COORDINATOR_NAME`. `clock` is Unix time in
     seconds.
     """
 
@@ -60,7 +61,7 @@ class CertificateManager:
         self,
         client: VaultClient,
         *,
-        kind: Literal["server", "node"],
+        kind: Literal["server", "node", "coordinator"],
         names: Sequence[str | IPv4Address | IPv6Address],
         directory: Path,
         settings: PkiSettings,

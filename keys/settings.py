@@ -18,7 +18,7 @@ DatabaseURL = Annotated[str, msgspec.Meta(extra={"located": "url"})]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
-RoleName = Literal["gateway", "audit", "operator", "node"]
+RoleName = Literal["gateway", "audit", "operator", "node", "coordinator"]
 
 
 class RoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

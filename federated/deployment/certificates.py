@@ -1,23 +1,21 @@
 """The certificates of SuperLink and coordinator, from the key server's authority.
 
-The SuperLink has a `server` certificate, the coordinator a `node` one, which authenticates a client
-and cannot serve. A node needs none: Flower's Fleet API knows it by its registered key; it only
-needs the authority, to know the SuperLink.
+The SuperLink has a `server` certificate, the coordinator one of its own role, which authenticates a
+client, cannot serve, and is in a name that no other role of the key server can have. A node needs
+none: Flower's Fleet API knows it by its registered key; it only needs the authority, to know the
+SuperLink.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
 
 from federated.deployment.places import Places
 from keys.certificates import CertificateManager
+from keys.layout import COORDINATOR_NAME
 from keys.settings import PkiSettings
 from keys.vault import VaultClient
-
-#: The name in the coordinator's certificate; no node's certificate may carry it.
-COORDINATOR_NAME: Final = "coordinator.havengate.internal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class Certificates:
         """Issue what is missing or due.
 
         `server` is a client of the key server in a role that may sign server certificates
-        (`gateway`), `client` in one that may sign node certificates (`node`). Raises
+        (`gateway`), `client` in the coordinator's (`coordinator`). Raises
         `CertificateError` if none can be had.
         """
         kept = cls(
@@ -56,7 +54,7 @@ class Certificates:
             ),
             coordinator=CertificateManager(
                 client,
-                kind="node",
+                kind="coordinator",
                 names=(COORDINATOR_NAME,),
                 directory=places.tls("coordinator"),
                 settings=settings,

@@ -2,8 +2,9 @@
 
 Flower's own connection exits the process when it cannot connect, waits three seconds between looks
 and takes 2 GiB. What is the same here: its protobuf messages, its node authentication (each call
-carries a timestamp signed with the node's ECDSA key), its chunked objects. What comes from the
-other side is hostile: sizes are bounded, ids are checked against contents.
+carries a timestamp signed with the node's ECDSA key), its chunked objects where a SuperLink does
+not hand out messages whole, as ours does (`lean_state`). What comes from the other side is hostile:
+sizes are bounded, ids of parts are checked against contents.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any, Final
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -110,6 +110,9 @@ class FleetConnection:
         except Exception as error:
             raise ProtocolError("What came is no message.") from error
         run_id, message_id = head.metadata.run_id, head.metadata.message_id
+        if head.has_content() and len(head.content):
+            return head
+        # From a SuperLink that hands out messages in parts, as Flower's own does.
         ids = [one.object_id for one in iterate_object_tree(tree)]
         if len(ids) > _MOST_OBJECTS or message_id not in ids:
             raise ProtocolError("A message has more parts than any of ours, or not its own.")
@@ -152,18 +155,18 @@ class FleetConnection:
             raise ProtocolError("What came is no run.") from error
 
     def push(self, reply: Message) -> None:
-        """Send a reply."""
+        """Send a reply, whole."""
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
-            tree = get_object_tree(reply)
             request = PushMessagesRequest(
                 node=self._node,
-                messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[tree],
+                messages_list=[message_to_proto(reply)],
+                message_object_trees=[get_object_tree(reply)],
                 clientapp_runtime_list=[0.0],
             )
             answer = self._call("PushMessages", request)
+            # Our own SuperLink has all of it now; another asks for parts.
             for object_id in answer.objects_to_push:
                 part = PushObjectRequest(
                     node=self._node,

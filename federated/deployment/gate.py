@@ -4,8 +4,10 @@ Flower serves its Control API (start a run, register a node) and its Runtime API
 does) on one port, and its open-source edition asks nobody who he is. Here: a short list of paths,
 everything else is as if it were not there; a shared secret on each control call; and a run starts
 only with a study that whoever must approve it has signed, for exactly the run configuration and the
-bundle of that study. Pure ASGI, so that it also sees what is refused. Flower's own checks (task
-tokens, the executor's signed requests) come after it.
+bundle of that study. A call comes in one form only, the one that our own client sends: what could
+be read in two ways (an encoded body, an escaped path, a header twice) is read in none; what stands
+behind the body is dropped before (`superlink`). Pure ASGI, so that it also sees what is refused.
+Flower's own checks (task tokens, the executor's signed requests) come after it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from federated.errors import ApprovalError, FederatedError
+from federated.errors import FederatedError
 
 _LOG = structlog.get_logger("federated.gate")
 
@@ -61,6 +63,11 @@ _RUNTIME: Final = frozenset(
 )
 _LARGEST_START_BYTES: Final = 1024 * 1024
 _LARGEST_CONTROL_BYTES: Final = 64 * 1024
+#: A batch of messages has 1 MiB, or one message of at most 8 MiB.
+_LARGEST_RUNTIME_BYTES: Final = 16 * 1024 * 1024
+#: What would make a body mean something else than its bytes.
+_ENCODINGS: Final = frozenset({b"content-encoding", b"grpc-encoding"})
+_ONCE: Final = frozenset({b"content-type", b"authorization", STUDY_HEADER})
 
 
 class StartRule(Protocol):
@@ -99,26 +106,24 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        path = scope.get("path", "")
         if scope["type"] != "http" or scope["method"] != "POST":
             await _refuse(scope, send, 404, "only the coordinator's calls are served")
-        elif path in _RUNTIME:
-            await self._app(scope, receive, send)
-        elif path not in _CONTROL:
-            await _refuse(scope, send, 404, "this call is not served")
-        elif not self._is_coordinator(scope):
+            return
+        path = scope.get("path", "")
+        if path not in _RUNTIME | _CONTROL or not _is_plain(scope):
+            await _refuse(scope, send, 404, "this call is not served, or not in this form")
+        elif path in _CONTROL and not self._is_coordinator(scope):
             await _refuse(scope, send, 401, "the coordinator's secret is missing or wrong")
         else:
-            await self._control(scope, receive, send)
+            await self._inspect(scope, receive, send)
 
     def _is_coordinator(self, scope: Scope) -> bool:
         offered = _header(scope, b"authorization")
         return hmac.compare_digest(offered, b"Bearer " + self._secret.hex().encode())
 
-    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _inspect(self, scope: Scope, receive: Receive, send: Send) -> None:
         starts = scope["path"] == START_RUN
-        most = _LARGEST_START_BYTES if starts else _LARGEST_CONTROL_BYTES
-        body = await _read(receive, most)
+        body = await _read(receive, _largest(scope["path"]))
         if body is None:
             await _refuse(scope, send, 413, "the request is too large")
             return
@@ -132,14 +137,32 @@ class Gate:
         await self._app(scope, _replay(body), send)
 
     def _verify(self, scope: Scope, body: bytes) -> None:
-        if _header(scope, b"content-type") != PROTOBUF or _header(scope, b"content-encoding"):
-            raise ApprovalError("A run is started with plain protobuf, which is what is read here.")
         bundle_hash, configuration = self._parse_start(body)
         try:
             evidence = base64.b64decode(_header(scope, STUDY_HEADER), validate=True)
         except binascii.Error:
             evidence = b""
         self._rule.verify_start(evidence, bundle_hash=bundle_hash, configuration=configuration)
+
+
+def _is_plain(scope: Scope) -> bool:
+    """Whether a request has the one form that the gate and what is behind it read alike."""
+    names = [name for name, _ in scope["headers"]]
+    return (
+        scope.get("http_version") == "1.1"
+        and scope.get("raw_path", b"") == scope["path"].encode()
+        and not scope.get("query_string")
+        and not scope.get("root_path")
+        and _header(scope, b"content-type") == PROTOBUF
+        and _ENCODINGS.isdisjoint(names)
+        and all(names.count(name) <= 1 for name in _ONCE)
+    )
+
+
+def _largest(path: str) -> int:
+    if path == START_RUN:
+        return _LARGEST_START_BYTES
+    return _LARGEST_CONTROL_BYTES if path in _CONTROL else _LARGEST_RUNTIME_BYTES
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -8,11 +8,14 @@ is sent to Flower's makers: telemetry and update checks hang on the command, whi
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import os
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -141,7 +144,10 @@ def application(files: SuperLinkFiles, rule: StartRule) -> Gate:
 
 
 def coordinator_only(name: str) -> type[Any]:
-    """Return uvicorn's protocol, but closed to clients whose certificate does not carry `name`."""
+    """Return uvicorn's protocol, but closed to clients whose certificate does not carry `name`.
+
+    Trailers (RFC 9112, 7.1.2) are dropped.
+    """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class CoordinatorOnly(HttpToolsProtocol):
@@ -154,7 +160,43 @@ def coordinator_only(name: str) -> type[Any]:
             if ("DNS", name) not in names:
                 transport.abort()
 
+        def on_message_begin(self) -> None:
+            self._in_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            # What stands behind the body is no header of the request; uvicorn makes it one.
+            if self._in_head:
+                super().on_header(name, value)
+
     return CoordinatorOnly
+
+
+@contextmanager
+def only_one(database: Path) -> Iterator[None]:
+    """Be the one process that has this state, until the kernel sees this process end.
+
+    What `lean_state` keeps in memory holds for the only writer. Raises `DeploymentError` at once if
+    another process has it.
+    """
+    lock = os.open(
+        database.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeploymentError(
+                f"Another SuperLink has {database} open: end it first (is havengate federated up "
+                "running twice?)."
+            ) from error
+        yield
+    finally:
+        os.close(lock)
 
 
 def serve(files: SuperLinkFiles, rule: StartRule) -> None:
@@ -198,7 +240,8 @@ def main(arguments: list[str]) -> int:
         files = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=SuperLinkFiles)
         from federated.deployment.trust import ApprovedStudies
 
-        serve(files, ApprovedStudies.load(Path(files.trust_file)))
+        with only_one(Path(files.database)):
+            serve(files, ApprovedStudies.load(Path(files.trust_file)))
     except (OSError, msgspec.DecodeError, FederatedError) as error:
         print(f"superlink: {error}", file=sys.stderr)  # noqa: T201 - its log is its stderr
         return 3

@@ -17,7 +17,7 @@ from typing import Final, Self
 import msgspec
 
 from federated.coordinator import link_access
-from federated.deployment.certificates import COORDINATOR_NAME, Certificates
+from federated.deployment.certificates import Certificates
 from federated.deployment.link import Link
 from federated.deployment.node_files import NodeFiles
 from federated.deployment.nursery import PID_FILE
@@ -36,6 +36,7 @@ from federated.node.enrolment import parse_enrolment
 from federated.node.keeper import FileKeeper
 from federated.node.store import Store
 from keys.errors import EmbeddedServerError
+from keys.layout import COORDINATOR_NAME
 from keys.openbao_process import free_port
 from keys.private_files import read_private, read_private_text, write_private
 

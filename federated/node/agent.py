@@ -6,7 +6,8 @@ its hash must be that of the app installed here, else every message of the run i
 message asks is decided by the service behind the ClientApp (`federated.node.service`): the guard
 first, then consent, budget and rows.
 
-Looks are 100 to 400 ms apart while a round is on, and up to a second after that. A SuperLink
+Looks begin 100 to 400 ms apart while a round is on, and up to a second after that; our SuperLink
+keeps a look open for as long where nothing has come, and answers at once when it does. A SuperLink
 that is away or was restarted is tried again, with growing pauses, until SIGTERM.
 """
 
@@ -108,10 +109,12 @@ class Agent:
         pause_s, last = self._pace.first_s, float("-inf")
         with heartbeats(connection, lost):
             while not self._stopping.is_set() and not lost.is_set():
+                began = time.monotonic()
                 if self._one(connection, node_id):
                     pause_s, last = self._pace.first_s, time.monotonic()
                     continue
-                self._stopping.wait(pause_s)
+                # A SuperLink that kept the question open for so long has waited in our place.
+                self._stopping.wait(max(0.0, pause_s - (time.monotonic() - began)))
                 in_round = time.monotonic() - last < self._pace.round_s
                 longest_s = self._pace.in_round_s if in_round else self._pace.longest_s
                 pause_s = min(pause_s * self._pace.growth, longest_s)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from audit.errors import LogUnavailableError
-from federated.coordinator import Coordinator, WithinStudy, ask_all
+from federated.coordinator import Coordinator, WithinStudy, _Waiting, ask_all
 from federated.errors import (
     AccountingError,
     ApprovalError,
@@ -64,7 +64,7 @@ def test_waits_for_the_witness_before_anybody_is_asked(tmp_path: Path) -> None:
         with log.writer() as writer, log.publisher(writer) as publisher:
             publisher.publish()
 
-    bundle = coordinator(log, wait)._published(index, study().study_hash)
+    bundle = coordinator(log, wait)._published(index, study().study_hash, _Waiting(wait))
     assert len(waited) == 1
     verify_published(
         bundle,
@@ -79,7 +79,9 @@ def test_asks_nobody_where_no_witness_ever_answers(tmp_path: Path) -> None:
     index = log.append_published(study())
     waited: list[float] = []
     with pytest.raises(StudyLogError, match="cosigned"):
-        coordinator(log, waited.append)._published(index, study().study_hash)
+        coordinator(log, waited.append)._published(
+            index, study().study_hash, _Waiting(waited.append)
+        )
     assert 25 < sum(waited) < 35
 
 
@@ -199,3 +201,25 @@ def test_asked_again_costs_add_up() -> None:
     sleep, mood = study_costs(one).values()
     light = [replace(price, epsilon=0.01, delta=1e-9) for price in (sleep, mood, sleep)]
     assert composed_epsilon(one, light) == pytest.approx(0.03)
+
+
+def test_a_node_that_claims_more_than_there_is_costs_no_time(tmp_path: Path) -> None:
+    log = StudyLog(tmp_path)
+    index = log.append_published(study())
+    waited: list[float] = []
+    root, waiting = coordinator(log, waited.append), _Waiting(waited.append)
+    for claimed in (1000, 2**62):
+        with pytest.raises(StudyLogError, match="gets no proof"):
+            root._published(index, study().study_hash, waiting, claimed)
+    assert not waited
+
+
+def test_all_proofs_of_a_run_wait_no_longer_than_one(tmp_path: Path) -> None:
+    log = StudyLog(tmp_path, witnessed=False)
+    index = log.append_published(study(), others=5)
+    waited: list[float] = []
+    root, waiting = coordinator(log, waited.append), _Waiting(waited.append)
+    for size in range(1, 6):
+        with pytest.raises(StudyLogError, match="cosigned"):
+            root._published(index, study().study_hash, waiting, size)
+    assert sum(waited) < 35

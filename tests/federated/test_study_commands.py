@@ -84,9 +84,10 @@ class Desk:
         self.writer = self.log.writer()
         self.trail = Trail(folder, log=self.writer)
         self.who: Principal = RESEARCHER
-        self.fails: FederatedError | None = None
+        self.fails: BaseException | None = None
         self.unanswered: dict[str, str] = {}
         self.runs = 0
+        self.answers = True
         self.ledger = Ledger(
             self.trail.database,
             accountant=Adding(),
@@ -169,7 +170,7 @@ class Desk:
         document = make_document(
             standing,
             signed,
-            answers,
+            answers if self.answers else [],
             failures=dict(self.unanswered),
             bundle=make_bundle(self.log.directory, step.log_index),
             origin=ORIGIN,
@@ -624,6 +625,27 @@ def test_a_run_that_fails_is_recorded_and_has_no_answer(desk: Desk) -> None:
         "federated.budget_exhausted",
     )
     assert isinstance(desk("report", "sleep-and-phq9").exception, ManifestError)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), RuntimeError("mood 3")])
+def test_a_run_that_anything_ends_is_recorded_as_failed(desk: Desk, error: BaseException) -> None:
+    desk.propose()
+    desk.approve()
+    desk.fails = error
+    desk("run", "sleep-and-phq9")
+    last = entries_in(desk.log.directory)[-1]
+    assert (last.action, last.stage, last.outcome) == ("study.run", "outcome", "failed")
+    assert last.reason == "federated.run_ended"
+    assert "mood" not in str(last)
+
+
+def test_a_run_that_answered_no_question_is_not_called_a_success(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.answers = False
+    desk("run", "sleep-and-phq9")
+    last = entries_in(desk.log.directory)[-1]
+    assert (last.action, last.outcome, last.reason) == ("study.run", "failed", "federated.cohort")
 
 
 def test_nothing_runs_on_a_ledger_that_lost_rows(desk: Desk) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from keys.bootstrap import Half, bootstrap, create_officer, credential_files
+from keys.bootstrap import Half, bootstrap, create_officer, credential_files, fingerprint
 from keys.certificates import CertificateManager
 from keys.errors import (
     ApprovalError,
@@ -20,10 +20,10 @@ from keys.errors import (
     VaultError,
     VaultRejectedError,
 )
-from keys.layout import FIRST_HALF_KEY, SECOND_HALF_KEY
+from keys.layout import COORDINATOR_NAME, FIRST_HALF_KEY, SECOND_HALF_KEY
 from keys.ports import WrapRequest
 from keys.private_files import write_private
-from keys.settings import PkiSettings, VaultSettings
+from keys.settings import KeysSettings, PkiSettings, VaultSettings
 from keys.transit import TransitKeyWrapper
 from keys.vault import FixedToken, VaultClient
 from tests.openbao import RunningServer
@@ -81,6 +81,10 @@ DUTIES: dict[str, tuple[Call, frozenset[str]]] = {
         frozenset({"gateway"}),
     ),
     "ask for a node certificate": (("POST", "pki/sign/node", {"csr": "x"}), frozenset({"node"})),
+    "ask for the coordinator's certificate": (
+        ("POST", "pki/sign/coordinator", {"csr": "x"}),
+        frozenset({"coordinator"}),
+    ),
     "ask for a certificate on the way out": (
         ("POST", "outbound-pki/sign/outbound", {"csr": "x"}),
         frozenset({"gateway"}),
@@ -123,7 +127,7 @@ FORBIDDEN: tuple[Call, ...] = (
     ("GET", "../cubbyhole/x", None),
 )
 
-ROLES = ("gateway", "audit", "operator", "node")
+ROLES = ("gateway", "audit", "operator", "node", "coordinator")
 
 
 def attempt(client: VaultClient, call: Call) -> None:
@@ -221,6 +225,15 @@ def test_a_server_can_be_shared_by_two_installations(
             assert wrapper.unwrap(wrapper.wrap([REQUEST])) == [REQUEST.key]
             with pytest.raises(VaultDeniedError):
                 gateway.call("GET", f"{PREFIX}/transit/keys/kek")
+
+
+@pytest.mark.parametrize(
+    "domain", ["internal", "havengate-control.internal", COORDINATOR_NAME, ".Internal"]
+)
+def test_refuses_a_domain_in_which_the_coordinators_name_lies(domain: str) -> None:
+    settings = KeysSettings(pki=PkiSettings(allowed_domains=("clinic.example", domain)))
+    with pytest.raises(KeyConfigurationError, match="coordinator of studies"):
+        fingerprint(settings)
 
 
 def test_no_certificate_for_localhost_is_had_where_it_is_not_allowed(

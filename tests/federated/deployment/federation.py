@@ -172,7 +172,7 @@ def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Runn
     )
     write_private(places.federation, msgspec.json.encode(believed))
     names = [f"node-{number}" for number in range(1, nodes + 1)]
-    with bao.client("gateway") as server, bao.client("node") as client:
+    with bao.client("gateway") as server, bao.client("coordinator") as client:
         certificates = Certificates.open(
             places, server=server, client=client, settings=PkiSettings()
         )

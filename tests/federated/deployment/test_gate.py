@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -26,6 +27,8 @@ from federated.deployment.superlink import parse_start
 from federated.errors import DeploymentError
 from federated.signed_study import SignedStudy
 from keys.certificates import CertificateManager
+from keys.errors import CertificateError
+from keys.layout import COORDINATOR_NAME
 from keys.settings import PkiSettings
 from tests.federated.deployment.federation import Running
 from tests.openbao import RunningServer
@@ -116,6 +119,45 @@ def test_a_nodes_certificate_is_not_the_coordinators(
     assert not answers(federation, context)
 
 
+def certificate(openbao: RunningServer, folder: Path, *, role: Any, kind: Any, name: str) -> Path:
+    """The directory of a certificate that a role of the key server can have."""
+    with openbao.client(role) as vault:
+        manager = CertificateManager(
+            vault, kind=kind, names=(name,), directory=folder / "tls", settings=PkiSettings()
+        )
+        manager.renew_if_due()
+    return manager.current().certificate_file.parent
+
+
+@pytest.mark.parametrize(
+    ("role", "kind"), [("node", "node"), ("node", "coordinator"), ("gateway", "server")]
+)
+@pytest.mark.parametrize("name", [COORDINATOR_NAME, f"a.{COORDINATOR_NAME}", "*.internal"])
+def test_nobody_else_can_have_a_certificate_with_the_coordinators_name(
+    openbao: RunningServer, tmp_path: Path, role: str, kind: str, name: str
+) -> None:
+    with pytest.raises(CertificateError):
+        certificate(openbao, tmp_path, role=role, kind=kind, name=name)
+
+
+@pytest.mark.parametrize("name", ["node-1.havengate.internal", "havengate.internal", "localhost"])
+def test_the_coordinators_role_has_certificates_in_its_own_name_alone(
+    openbao: RunningServer, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(CertificateError):
+        certificate(openbao, tmp_path, role="coordinator", kind="coordinator", name=name)
+
+
+def test_a_servers_certificate_authenticates_no_client(
+    federation: Running, openbao: RunningServer, tmp_path: Path
+) -> None:
+    name = "node-1.havengate.internal"
+    issued = certificate(openbao, tmp_path, role="gateway", kind="server", name=name)
+    context = ssl.create_default_context(cafile=str(authority(federation)))
+    context.load_cert_chain(issued / "certificate.pem", issued / "key.pem")
+    assert not answers(federation, context)
+
+
 def test_nothing_starts_without_the_coordinators_secret(federation: Running) -> None:
     assert start(federation, federation.approved(), secret=False).status_code == 401
 
@@ -158,7 +200,7 @@ def test_nothing_starts_with_another_bundle(federation: Running) -> None:
 )
 def test_a_start_in_another_form_is_refused(federation: Running, headers: dict[str, str]) -> None:
     signed = federation.approved()
-    assert start(federation, signed, headers=headers).status_code == 403
+    assert start(federation, signed, headers=headers).status_code == 404
 
 
 def test_a_start_with_anything_appended_is_refused() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from flwr.common.serde import recorddict_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
 from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 
+from federated.app.client_app import content_of
 from federated.deployment.fleet import FleetConnection
 from federated.deployment.grid import RuntimeGrid
 from federated.errors import ProtocolError
@@ -75,15 +79,53 @@ def test_a_node_refuses_a_run_that_cannot_be_read() -> None:
         Hostile(BROKEN[0]).run(1)
 
 
-@pytest.mark.parametrize("content", BROKEN)
-def test_a_run_goes_on_without_a_reply_that_cannot_be_read(content: bytes) -> None:
+def grid_of(heads: list[MessageProto], pull: Any) -> RuntimeGrid:
+    """A grid of a run to which the SuperLink says that these replies are there."""
     grid = RuntimeGrid.__new__(RuntimeGrid)
     grid._node = Node(node_id=1)
     grid._run = SimpleNamespace(run_id=1)  # type: ignore[assignment]
     grid.client = SimpleNamespace(
-        PullObject=lambda _: PullObjectResponse(
-            object_found=True, object_available=True, object_content=content
+        PullMessages=lambda _: PullAppMessagesResponse(
+            messages_list=heads,
+            message_object_trees=[ObjectTree(object_id=one.metadata.message_id) for one in heads],
         ),
-        ConfirmMessageReceived=lambda _: None,
+        PullObject=pull,
     )  # type: ignore[assignment]
-    assert grid._pull(head(content), ObjectTree(object_id=get_object_id(content))) is None
+    return grid
+
+
+def object_of(content: bytes) -> PullObjectResponse:
+    return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+
+def whole(number: int) -> MessageProto:
+    """A reply that came with its content."""
+    reply = head(
+        str(number).encode(), reply_to_message_id=str(number), src_node_id=number, dst_node_id=1,
+        message_type="query", ttl=9.0, created_at=1.0,
+    )  # fmt: skip
+    reply.content.CopyFrom(recorddict_to_proto(content_of("mask", b"answer")))
+    return reply
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_run_goes_on_without_a_reply_that_cannot_be_read(content: bytes) -> None:
+    heads = [whole(1), head(content), whole(2)]
+    replies = list(grid_of(heads, lambda _: object_of(content)).pull_messages(["1", "2"]))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["1", "2"]
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("slow"), OSError("reset"), ValueError("x")])
+def test_a_reply_that_cannot_be_had_now_takes_no_others_with_it(error: Exception) -> None:
+    def pull(_: Any) -> Any:
+        raise error
+
+    heads = [whole(1), head(b"in parts"), whole(2)]
+    replies = list(grid_of(heads, pull).pull_messages(["1", "2", "3"]))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["1", "2"]
+
+
+def test_a_reply_with_more_parts_than_any_is_not_fetched() -> None:
+    grid = grid_of([], lambda _: pytest.fail("nothing is fetched"))
+    tree = ObjectTree(children=[ObjectTree(object_id=str(one)) for one in range(1000)])
+    assert grid._read(head(b"x"), tree) is None

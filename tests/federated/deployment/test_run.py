@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from federated.coordinator import StudyOutcome
+from federated.deployment.processes import ChildProcess
+from federated.errors import DeploymentError
 from federated.signed_study import SignedStudy
 from federated.study_run import Deadlines
 from tests.federated.deployment.federation import Running, entries_of
@@ -104,4 +109,60 @@ def test_a_killed_superlink_never_leads_to_spending_twice(federation: Running) -
     rounds = [e for e in entries_of(federation.log) if e.action == "study.reserve"]
     ours = [e for e in rounds if e.details.get("study") == signed.study.study_hash]
     assert len([e for e in ours if e.stage == "outcome" and e.outcome == "success"]) == 1
-    wait_until(lambda: len(federation.online()) == 5, timeout_s=120)
+    wait_until(lambda: online(federation) == 5, timeout_s=120)
+
+
+@contextmanager
+def held_down(child: ChildProcess) -> Iterator[None]:
+    """Kill a process, and again whenever it is started, with kill -9."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set():
+            pid = child.pid
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            over.wait(0.02)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("stage", ["advertise", "mask", "unmask"])
+def test_a_run_whose_superlink_stays_away_ends_and_stays_spent_and_the_next_one_works(
+    federation: Running, stage: str
+) -> None:
+    federation.wait_whole()
+    signed = federation.approved()
+    short = Deadlines(greet_s=30.0, stage_s=5.0, stragglers_s=1.0)
+    with ExitStack() as until_here:
+
+        def kill_at(line: str) -> None:
+            if line.startswith(stage):
+                until_here.enter_context(held_down(federation.federation.superlink))
+
+        outcome = federation.coordinator(short).run(signed, say=kill_at)
+    assert not outcome.answers
+    assert "The SuperLink did not answer" in outcome.failures["hours"]
+    assert "stays spent" in outcome.failures["hours"]
+    verify_ledger(federation, signed, outcome)
+    # Nodes come back by themselves.
+    wait_until(lambda: online(federation) == 5, timeout_s=180)
+    again = federation.approved()
+    outcome = federation.run(again)
+    assert outcome.answers[0].nodes == 5
+    verify_ledger(federation, again, outcome)
+
+
+def online(federation: Running) -> int:
+    """How many nodes the SuperLink knows as online; none while it is not there itself."""
+    try:
+        return len(federation.online())
+    except DeploymentError:
+        return 0
