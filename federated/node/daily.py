@@ -22,7 +22,7 @@ from federated.errors import ImportDataError, StoreError
 from federated.model import PersonRows
 from federated.node.columns import COLUMNS, Column, check
 
-#: Cells that one import may make; what is larger comes in parts.
+#: Cells and events that one import may make, and that a person may have; see `PersonTable.size`.
 MAX_CELLS: Final = 3_000_000
 #: Days from 1900 to 2200, since 1970-01-01.
 FIRST_DAY: Final = -25_567
@@ -95,6 +95,11 @@ class PersonTable:
         self.cells: dict[tuple[str, str], dict[int, Cell]] = {}
         self.units: dict[tuple[str, str], str] = {}
         self.events: dict[tuple[str, str, int], Event] = {}
+
+    @property
+    def size(self) -> int:
+        """How many cells and events there are: what memory grows with."""
+        return sum(map(len, self.cells.values())) + len(self.events)
 
     def add(self, reading: Reading) -> bool:
         """Fold one reading in, in the order of the file. True if it opened a new cell."""
