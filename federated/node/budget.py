@@ -241,8 +241,8 @@ class Budget:
             )
             if marked != len(numbers):
                 raise LedgerError(
-                    f"Of {len(numbers)} costs that were reserved {max(0, marked)} are in the node's "
-                    "ledger and not spent yet: nothing is read."
+                    f"Of {len(numbers)} costs that were reserved the node's ledger has "
+                    f"{max(0, marked)} that are not spent yet: nothing is read."
                 )
 
     def _history(self) -> dict[str, tuple[tuple[str, str, str, int, str], ...]]:

@@ -22,7 +22,7 @@ from federated.errors import ImportDataError, StoreError
 from federated.model import PersonRows
 from federated.node.columns import COLUMNS, Column, check
 
-#: Cells and events that one import may make, and that a person may have; see `PersonTable.size`.
+#: Cells and events that one import may make; what is larger comes in parts.
 MAX_CELLS: Final = 3_000_000
 #: Days from 1900 to 2200, since 1970-01-01.
 FIRST_DAY: Final = -25_567
@@ -96,22 +96,19 @@ class PersonTable:
         self.units: dict[tuple[str, str], str] = {}
         self.events: dict[tuple[str, str, int], Event] = {}
 
-    @property
-    def size(self) -> int:
-        """How many cells and events there are: what memory grows with."""
-        return sum(map(len, self.cells.values())) + len(self.events)
-
     def add(self, reading: Reading) -> bool:
-        """Fold one reading in, in the order of the file. True if it opened a new cell."""
+        """Fold one reading in, in the order of the file. True if a cell or an event is new."""
         key = (reading.column.name, reading.source)
         days = self.cells.setdefault(key, {})
         self.units.setdefault(key, reading.found_unit)
         old = days.get(reading.day)
         days[reading.day] = _folded(reading.column, old, reading)
+        grown = old is None
         if reading.column.event:
+            grown |= (*key, reading.at) not in self.events
             event = Event(*key, reading.at, reading.day, float(reading.value), reading.found_unit)
             self.events[(*key, reading.at)] = event
-        return old is None
+        return grown
 
     def impossible(self) -> Iterator[tuple[str, int]]:
         """Take out the cells whose fold is out of range (26 hours asleep); yield column and day."""

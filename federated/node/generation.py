@@ -73,7 +73,7 @@ class Generations:
             self._verify_head(here)
 
     def advance(self) -> None:
-        """Within the transaction of a change: let it make the next one, once. Raises as `verify`."""
+        """Within a change's transaction: let it make the next one, once. Raises as `verify`."""
         with self._database.transaction():
             self.verify()
             # Written last, so that whoever verifies meanwhile compares what is committed.

@@ -29,7 +29,7 @@ from federated.node import chest as chests
 from federated.node import database as databases
 from federated.node.chest import Chest
 from federated.node.columns import COLUMNS
-from federated.node.daily import MAX_CELLS, Event, PersonTable
+from federated.node.daily import Event, PersonTable
 from federated.node.database import Database
 from federated.node.generation import COUNTER_NAME, Generations
 from federated.node.keeper import SecretKeeper
@@ -47,6 +47,8 @@ type PersonState = Literal["taking_part", "paused", "left"]
 
 #: The name under which a device keeps the one person whose it is.
 OWNER: Final = "me"
+#: What one person may have, however many imports it comes in: some 3 million days and events.
+MAX_TABLE_BYTES: Final = 128 * 1024 * 1024
 _CONTEXT: Final = b"havengate/device/rows/v1"
 _PERSON = re.compile(r"[\w./:@-]{1,128}").fullmatch
 #: All that a store has in its keeper.
@@ -282,11 +284,6 @@ class Store:
         for number, newer in tables.items():
             table = self._table(number)
             if table.merge(newer):
-                if table.size > MAX_CELLS:
-                    raise StoreError(
-                        f"Somebody would have more than {MAX_CELLS} values of days and events: "
-                        "nothing of the import was kept."
-                    )
                 sealed.append((number, self._seal(number, table)))
         self.database.run_many("INSERT OR REPLACE INTO rows VALUES (?, ?)", sealed)
         return len(sealed)
@@ -295,7 +292,13 @@ class Store:
         key = self._chest.key(number)
         if key is None:
             raise StoreError("The person's key was destroyed: nothing can be kept about them.")
-        return aead.seal(key, _associated(number), table.encode())
+        raw = table.encode()
+        if len(raw) > MAX_TABLE_BYTES:
+            raise StoreError(
+                f"A person's daily table and events would have {len(raw)} bytes, at most "
+                f"{MAX_TABLE_BYTES} can be kept: nothing of this import was."
+            )
+        return aead.seal(key, _associated(number), raw)
 
     def imports(self) -> tuple[ImportRecord, ...]:
         """What was imported, oldest first."""

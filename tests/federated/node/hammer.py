@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from federated.node.budget import Budget
@@ -54,5 +55,9 @@ def erase(path: str, keys: str) -> None:
     store.close()
 
 
+_WAYS: dict[str, Callable[..., None]] = {
+    "keep": keep, "change": change, "open": read, "erase": erase,
+}  # fmt: skip
+
 if __name__ == "__main__":
-    {"keep": keep, "change": change, "open": read, "erase": erase}[sys.argv[1]](*sys.argv[2:])
+    _WAYS[sys.argv[1]](*sys.argv[2:])

@@ -101,3 +101,16 @@ def test_rows_are_ascending_unique_days_of_one_length(found: list[Found]) -> Non
 def test_damaged_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(StoreError, match="damaged"):
         PersonTable.decode(raw)
+
+
+def test_each_event_counts_like_a_day_of_its_own() -> None:
+    """An export that says something every second must not grow without bound within one day."""
+    table, grown = PersonTable(), 0
+    for second in (*range(50), *range(50)):
+        grown += table.add(
+            Reading(
+                person="p", column=COLUMNS["body_weight_kg"], day=1, at=second, value=70.0,
+                source="a", found_unit="kg",
+            )
+        )  # fmt: skip
+    assert grown == len(table.events) == 50

@@ -347,3 +347,18 @@ def test_nobody_writes_between_a_commit_and_what_follows_it(
     other.close()
     assert early == [False]
     assert entered.is_set()
+
+
+def test_one_persons_table_does_not_grow_without_bound(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many imports it comes in; the one that is too much is left out whole."""
+    monkeypatch.setattr("federated.node.store.MAX_TABLE_BYTES", 5_000)
+    kept = 0
+    with pytest.raises(StoreError, match="5000"):
+        for kept in range(50):
+            first_day = 10_000 + kept * 20
+            store.merge({"a": table({"mood": [1.0] * 20}, first_day=first_day)}, record=RECORD)
+    assert 2 < kept < 20
+    rows = store.rows(store.person("a"), frozenset({"mood"}))
+    assert len(rows.days) == 20 * kept == 20 * len(store.imports())
