@@ -141,6 +141,8 @@ class Database:
                 finally:
                     self._depth -= 1
                 return
+            # Before, so that no lock is made where nothing is any more; after, so that it holds.
+            self._verify_still_there()
             with self._locked():
                 self._verify_still_there()
                 self.run("BEGIN IMMEDIATE")
