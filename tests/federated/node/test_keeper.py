@@ -122,9 +122,9 @@ def test_keys_that_cannot_be_reached_are_a_store_error(ring: Path) -> None:
 
 @pytest.mark.parametrize(
     "found",
-    [object.__new__(fail.Keyring), object.__new__(null.Keyring), named("keyrings.alt.file", "PlaintextKeyring"),
-     named("keyrings.alt.file", "EncryptedKeyring"), named("somebody", "Keyring"),
-     named("keyring.backends.SecretService", "Other")],
+    [object.__new__(fail.Keyring), object.__new__(null.Keyring),
+     named("keyrings.alt.file", "PlaintextKeyring"), named("keyrings.alt.file", "EncryptedKeyring"),
+     named("somebody", "Keyring"), named("keyring.backends.SecretService", "Other")],
     ids=lambda found: f"{type(found).__module__}.{type(found).__name__}",
 )  # fmt: skip
 def test_refuses_a_key_ring_that_is_not_known_to_encrypt(
