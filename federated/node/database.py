@@ -24,6 +24,7 @@ from sqlcipher3 import dbapi2
 from federated.errors import StoreError
 from federated.node.chest import secret_key
 from federated.node.keeper import SecretKeeper
+from federated.node.place import lock_path
 from keys import aead
 from keys.private_files import private_lock
 
@@ -233,11 +234,6 @@ class Database:
         """Close it. Closing twice does no harm."""
         with self._guard:
             self._connection.close()
-
-
-def lock_path(path: Path) -> Path:
-    """The lock file of the store at `path`."""
-    return path.with_name(path.name + ".lock")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from federated.errors import LedgerError, StoreError
 from federated.model import PersonRows
 from federated.node import chest as chests
 from federated.node import database as databases
+from federated.node import place
 from federated.node.chest import Chest
 from federated.node.columns import COLUMNS
 from federated.node.daily import Event, PersonTable
@@ -34,14 +34,8 @@ from federated.node.database import Database
 from federated.node.generation import COUNTER_NAME, Generations
 from federated.node.keeper import SecretKeeper
 from keys import aead
-from keys.errors import KeyConfigurationError, UnsealError
-from keys.private_files import (
-    close_to_others,
-    private_lock,
-    remove_leftovers,
-    sync_directory,
-    verify_own_directory,
-)
+from keys.errors import UnsealError
+from keys.private_files import private_lock
 
 type PersonState = Literal["taking_part", "paused", "left"]
 
@@ -102,14 +96,14 @@ class Store:
     @classmethod
     def create(cls, path: Path, keeper: SecretKeeper) -> Store:
         """Make a new, empty store: the file, the chest beside it, their keys in the keeper."""
-        path = _real(path)
+        path = place.verified(path)
         if any(keeper.get(name) is not None for name in _KEPT):
             raise StoreError(
                 f"The keeper already has the keys of a store at {path}: if its file is lost, "
                 "`havengate device erase` forgets them."
             )
         database = Database.create(path, keeper)
-        store = cls(database, Chest(_chest_path(path), keeper, database.transaction), keeper)
+        store = cls(database, Chest(place.chest_path(path), keeper, database.transaction), keeper)
         with database.transaction():
             store._chest.create()
             database.run("INSERT INTO meta VALUES ('tag-key', ?)", [secrets.token_hex(32)])
@@ -123,9 +117,9 @@ class Store:
         That it is the newest there is, is for `generations` to say: an older copy can be read, and
         erased.
         """
-        path = _real(path)
+        path = place.verified(path)
         database = Database.open(path, keeper)
-        store = cls(database, Chest(_chest_path(path), keeper, database.transaction), keeper)
+        store = cls(database, Chest(place.chest_path(path), keeper, database.transaction), keeper)
         try:
             store._finish_erasures()
         except BaseException:
@@ -365,50 +359,19 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
 
     Holds the store's lock, so that nobody who is in the middle of a change brings keys back.
     """
-    real = Path(os.path.realpath(path))
+    real = place.real(path)
     with contextlib.ExitStack() as held:
         # Where it cannot be had (the folder is gone, or was taken away) the keys must go still.
         with contextlib.suppress(OSError):
-            held.enter_context(private_lock(databases.lock_path(real)))
+            held.enter_context(private_lock(place.lock_path(real)))
         keeper.delete(*_KEPT)
         try:
-            _remove(path, real)
+            place.remove(path)
         except OSError as error:
             raise StoreError(
                 f"The keys are destroyed, so {real} cannot be read any more, but its files could "
                 f"not be removed: {error.strerror}."
             ) from error
-
-
-def _remove(path: Path, real: Path) -> None:
-    if not real.parent.is_dir():
-        return
-    for file in (_chest_path(real), real):
-        file.unlink(missing_ok=True)
-        remove_leftovers(file)
-    for suffix in ("-journal", "-wal", "-shm"):
-        real.with_name(real.name + suffix).unlink(missing_ok=True)
-    if path.is_symlink():
-        path.unlink()
-    databases.lock_path(real).unlink(missing_ok=True)
-    sync_directory(real.parent)
-
-
-def _real(path: Path) -> Path:
-    """Where the store really lies: by one name, so that all who open it have one lock.
-
-    Raises `StoreError` if somebody else could replace its files, or has made them.
-    """
-    real = Path(os.path.realpath(path))
-    try:
-        verify_own_directory(real.parent)
-        for file in (real, _chest_path(real), databases.lock_path(real)):
-            close_to_others(file)
-    except KeyConfigurationError as error:
-        raise StoreError(str(error)) from error
-    except OSError as error:
-        raise StoreError(f"{real} cannot be closed to others: {error.strerror}.") from error
-    return real
 
 
 def content_hash(path: Path) -> str:
@@ -423,10 +386,6 @@ def content_hash(path: Path) -> str:
         while block := opened.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _chest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".keys")
 
 
 def _associated(number: int) -> bytes:
