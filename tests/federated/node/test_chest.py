@@ -143,3 +143,26 @@ def test_what_a_crash_left_of_a_chest_goes_with_the_next_write(store: Store) -> 
     left.write_bytes(b"keys")
     fill(store, {"a": {"mood": [1.0]}})
     assert not left.exists()
+
+
+def test_who_reads_while_an_erasure_is_done_in_between_looks_again(
+    store: Store, keeper: FileKeeper
+) -> None:
+    """The file was read before it, the keeper is asked after it: they do not fit together."""
+    fill(store, {"a": {"mood": [1.0]}, "b": {"mood": [2.0]}})
+    number = store.person("b").number
+    path = store.database.path.with_name("device.store.keys")
+
+    class Late(FileKeeper):
+        asked = False
+
+        def get(self, name: str) -> str | None:
+            if not self.asked:
+                self.asked = True
+                store.erase_person(store.person("a"))
+            return super().get(name)
+
+    late = Late(keeper._path)
+    reader = Chest(path, late, store.database.transaction)
+    assert reader.key(number) == store._chest.key(number)
+    assert late.asked
