@@ -341,7 +341,9 @@ def _report(error: HavengateError) -> int:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.diagnostics()}), err=True)
     else:
-        typer.secho(f"havengate: {error} [{error.code}]", err=True, fg=typer.colors.RED)
+        # Parts of it may be what a file or a server said: nothing in it may steer a terminal.
+        plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
+        typer.secho(f"havengate: {plain} [{error.code}]", err=True, fg=typer.colors.RED)
     return _exit_code(error)
 
 

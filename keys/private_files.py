@@ -6,9 +6,13 @@ credentials through here. Nothing here knows what a file means.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from keys.errors import KeyConfigurationError
@@ -52,6 +56,83 @@ def write_private(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that a crash left of `write_private(path, …)`: they hold secrets too.
+
+    Only for who keeps every other writer of `path` away meanwhile, as by `private_lock`.
+    """
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}").fullmatch
+    with os.scandir(path.parent) as entries:
+        found = [entry.name for entry in entries if leftover(entry.name)]
+    for name in found:
+        path.with_name(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def private_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path` alone, among all threads and processes; wait for it.
+
+    It is made with mode 0600 and never followed through a link. Who holds it may remove it: who
+    waited for the removed one takes the next. Raises `OSError`.
+    """
+    descriptor = _locked(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def verify_own_directory(path: Path) -> None:
+    """Raise `KeyConfigurationError` if somebody else could replace the files in `path`."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise KeyConfigurationError(
+            f"{path} must be a directory of this user; make it with `mkdir -m 0700 {path}`."
+        ) from error
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o022:
+        raise KeyConfigurationError(
+            f"{path} has mode {mode:04o}: others could replace the files in it; run "
+            f"`chmod go-w {path}`, or choose a directory of your own."
+        )
+    _verify_owner(path, status)
+
+
+def close_to_others(path: Path) -> None:
+    """Give a file that is there mode 0600, if it is open to group or others.
+
+    For what is encrypted itself; what is a secret is refused by `read_private`. Raises
+    `KeyConfigurationError` if it is no regular file (a link, too), or another user's.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise KeyConfigurationError(
+            f"{path} must be a regular file; remove what stands there or choose another directory."
+        )
+    _verify_owner(path, status)
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        path.chmod(0o600)
 
 
 def read_private(path: Path, *, largest_bytes: int = _LARGEST_SECRET_BYTES) -> bytes:
@@ -110,6 +191,10 @@ def _verify_owner_only(path: Path, status: os.stat_result, *, wanted: str) -> No
             f"{path} has mode {mode:04o} and can be reached by others; "
             f"run `chmod {wanted} {path}` and replace the secret, for it may have been read."
         )
+    _verify_owner(path, status)
+
+
+def _verify_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in {os.geteuid(), 0}:
         raise KeyConfigurationError(
             f"{path} belongs to user {status.st_uid}, expected {os.geteuid()}; run this as that "

@@ -5,10 +5,7 @@ Lives here: the node's ledger and its caps. How costs compose is the accountant'
 
 *Reserved* is durable before a query is answered, *spent* before its rows are read; both count alike
 and neither is ever given back, so a crash can only over-count. Rows of the ledger are linked by
-hashes. The keeper of the store's keys also holds how many rows there are and the last link: a file
-that was restored from an older copy is behind that, and is refused for good. What cannot be found
-so is a copy of *both*, file and keeper, put back together (a whole machine restored); the
-coordinator's ledger, which counts the same, then still holds.
+hashes, and nothing is reserved or spent in an older copy of the store (`node.generation`).
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import msgspec
 
 from federated.errors import AccountingError, LedgerError
 from federated.model import NoisePlan, PrivacyCost, Sensitivity
-from federated.node.store import COUNTER_NAME, Person, Store
+from federated.node.store import Person, Store
 
 _FIRST_LINK: Final = sha256(b"havengate/device/ledger/v1").hexdigest()
 _SLACK: Final = 1e-9
@@ -227,15 +224,26 @@ class Budget:
             self._database.run_many(
                 "INSERT INTO spends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
-            self._database.after_commit(lambda: self._store.keeper.set(*_counter(number, link)))
+            self._store.generations.advance()
         return tuple(range(number - len(rows) + 1, number + 1))
 
     def spend(self, numbers: Sequence[int]) -> None:
-        """Mark what was reserved as spent: from here on rows may be read. Never undone."""
+        """Mark what was reserved as spent: from here on rows may be read. Never undone.
+
+        Raises `LedgerError`, and marks nothing, if this is an older copy or one of these is not
+        reserved: not there any more, or spent before.
+        """
         with self._database.transaction():
-            self._database.run_many(
-                "UPDATE spends SET state = 'spent' WHERE number = ?", [[one] for one in numbers]
+            self._store.generations.advance()
+            marked = self._database.run_many(
+                "UPDATE spends SET state = 'spent' WHERE number = ? AND state = 'reserved'",
+                [[one] for one in numbers],
             )
+            if marked != len(numbers):
+                raise LedgerError(
+                    f"Of {len(numbers)} costs that were reserved the node's ledger has "
+                    f"{max(0, marked)} that are not spent yet: nothing is read."
+                )
 
     def _history(self) -> dict[str, tuple[tuple[str, str, str, int, str], ...]]:
         found: dict[str, list[tuple[str, str, str, int, str]]] = {}
@@ -264,20 +272,10 @@ class Budget:
         return self._composed[key]
 
     def _verify_newest(self) -> tuple[int, str]:
-        """Compare with the keeper; mend a crash between the two. Returns number and link."""
-        last = self._database.one("SELECT number, link FROM spends ORDER BY number DESC LIMIT 1")
-        number, link = (0, _FIRST_LINK) if last is None else (int(last[0]), str(last[1]))
-        known, known_link = _parse_counter(self._store.keeper.get(COUNTER_NAME))
-        at_known = self._database.one("SELECT link FROM spends WHERE number = ?", [known])
-        if known > number or (known and (at_known is None or at_known[0] != known_link)):
-            raise LedgerError(
-                f"This store is an older copy: its ledger has {number} rows, {known} were written. "
-                "What was spent since is not known here, so nothing can be spent on any more: "
-                "put the newest copy back, or erase the store and start anew."
-            )
-        if known < number:
-            self._store.keeper.set(*_counter(number, link))
-        return number, link
+        """Raise `LedgerError` if this is an older copy; return the last row's number and link."""
+        self._store.generations.verify()
+        number, link = self._store.generations.ledger_head()
+        return number, link if number else _FIRST_LINK
 
 
 def _study_key(contact: Contact) -> str:
@@ -286,17 +284,3 @@ def _study_key(contact: Contact) -> str:
 
 def _link(before: str, number: int, parts: Sequence[object]) -> str:
     return sha256(before.encode() + msgspec.json.encode([number, *parts])).hexdigest()
-
-
-def _counter(number: int, link: str) -> tuple[str, str]:
-    return COUNTER_NAME, f"{number} {link}" if number else "0"
-
-
-def _parse_counter(text: str | None) -> tuple[int, str]:
-    number, _, link = (text or "").partition(" ")
-    if not number.isdecimal():
-        raise LedgerError(
-            "The keeper does not say how far the node's ledger went: it was emptied. Nothing can "
-            "be spent any more; erase the store and start anew."
-        )
-    return int(number), link

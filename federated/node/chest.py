@@ -5,13 +5,16 @@ Lives here: making, finding and destroying people's keys. `node.store` seals row
 Destroying a person's key re-seals the rest of the chest under a *new* chest key and forgets the old
 one: every older copy of the file, in a backup too, is dead from then on, and with it the person's
 key and all that was sealed with it. Two steps lie between, so both chest keys are in the keeper for
-a moment; whoever opens the chest after a crash finishes what was begun.
+a moment. Who only reads takes the one that fits and changes nothing: the erasure may be under way.
+What a crash cut short is finished by `settle`, under the store's lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +24,7 @@ from federated.errors import StoreError
 from federated.node.keeper import SecretKeeper
 from keys import aead
 from keys.errors import UnsealError
-from keys.private_files import write_private
+from keys.private_files import remove_leftovers, write_private
 
 KEY_NAME: Final = "chest"
 NEXT_NAME: Final = "chest-next"
@@ -31,19 +34,24 @@ _CONTEXT: Final = b"havengate/device/chest/v1"
 class Chest:
     """People's keys by the person's number in the store.
 
-    Not safe for writing from two processes at once: the caller holds the store's lock.
+    `alone` holds the store's lock; every change is made under it, and reading waits for it only
+    where the file and the keeper do not fit together, as in the middle of a change.
     """
 
-    def __init__(self, path: Path, keeper: SecretKeeper) -> None:
+    def __init__(
+        self, path: Path, keeper: SecretKeeper, alone: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._path = path
         self._keeper = keeper
+        self._alone = alone
         self._keys: dict[int, bytes] = {}
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
 
     def create(self) -> None:
         """Make an empty chest and its key."""
-        self._keeper.set(KEY_NAME, secrets.token_hex(aead.KEY_BYTES))
-        self._write(self._keeper_key(KEY_NAME), {})
+        with self._alone():
+            self._keeper.set(KEY_NAME, secrets.token_hex(aead.KEY_BYTES))
+            self._write(secret_key(self._keeper, KEY_NAME), {})
 
     def key(self, person: int) -> bytes | None:
         """The person's key, or nothing if there never was one or it was destroyed."""
@@ -57,75 +65,84 @@ class Chest:
 
     def make(self, people: Iterable[int]) -> None:
         """Make a new key for each; durable when this returns. Old keys of theirs are replaced."""
-        self._refresh()
-        added = {person: secrets.token_bytes(aead.KEY_BYTES) for person in people}
-        self._write(self._keeper_key(KEY_NAME), {**self._keys, **added})
+        with self._alone():
+            self.settle()
+            added = {person: secrets.token_bytes(aead.KEY_BYTES) for person in people}
+            self._write(secret_key(self._keeper, KEY_NAME), {**self._keys, **added})
 
     def destroy(self, people: Iterable[int]) -> None:
         """Destroy their keys here and in every copy of the file. Doing it again does no harm."""
-        self._refresh()
-        gone = set(people)
-        left = {person: key for person, key in self._keys.items() if person not in gone}
-        self._keeper.set(NEXT_NAME, secrets.token_hex(aead.KEY_BYTES))
-        self._write(self._keeper_key(NEXT_NAME), left)
-        self._finish()
+        with self._alone():
+            self.settle()
+            gone = set(people)
+            left = {person: key for person, key in self._keys.items() if person not in gone}
+            following = secrets.token_bytes(aead.KEY_BYTES)
+            self._keeper.set(NEXT_NAME, following.hex())
+            self._write(following, left)
+            self._finish(following)
 
-    def erase(self) -> None:
-        """Destroy all keys, then the file."""
-        self._keeper.delete(KEY_NAME, NEXT_NAME)
-        self._path.unlink(missing_ok=True)
-        self._keys, self._seen = {}, None
+    def settle(self) -> None:
+        """Finish an erasure that a crash cut short after the chest was sealed anew."""
+        with self._alone():
+            key, self._keys, self._seen = self._read()
+            if key != secret_key(self._keeper, KEY_NAME):
+                self._finish(key)
 
-    def _finish(self) -> None:
-        following = self._keeper.get(NEXT_NAME)
-        if following is not None:
-            self._keeper.set(KEY_NAME, following)
-            self._keeper.delete(NEXT_NAME)
+    def unfinished(self) -> bool:
+        """Whether an erasure was begun and may wait for `settle`."""
+        return self._keeper.get(NEXT_NAME) is not None
+
+    def _finish(self, following: bytes) -> None:
+        self._keeper.set(KEY_NAME, following.hex())
+        self._keeper.delete(NEXT_NAME)
 
     def _refresh(self) -> None:
         try:
-            found = self._path.stat()
-            if self._seen == (found.st_ino, found.st_mtime_ns):
+            if self._seen == _identity(self._path):
                 return
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be read: {error.strerror}.") from error
+        with contextlib.suppress(StoreError):
+            _, self._keys, self._seen = self._read()
+            return
+        with self._alone():
+            # Nobody changes it now: what does not open at this moment does not open.
+            _, self._keys, self._seen = self._read()
+
+    def _read(self) -> tuple[bytes, dict[int, bytes], tuple[int, ...]]:
+        """The key that fits, what is inside, and which file that was."""
+        try:
+            seen = _identity(self._path)
             sealed = self._path.read_bytes()
         except OSError as error:
             raise StoreError(f"{self._path} cannot be read: {error.strerror}.") from error
-        self._keys = self._open(sealed)
-        self._seen = (found.st_ino, found.st_mtime_ns)
-
-    def _open(self, sealed: bytes) -> dict[int, bytes]:
-        following = self._keeper.get(NEXT_NAME)
-        if following is not None:
-            try:
-                keys = self._unseal(self._keeper_key(NEXT_NAME), sealed)
-            except UnsealError:
-                # The crash came before the chest was sealed anew: nothing was destroyed yet.
-                self._keeper.delete(NEXT_NAME)
-            else:
-                self._finish()
-                return keys
-        try:
-            return self._unseal(self._keeper_key(KEY_NAME), sealed)
-        except UnsealError:
-            raise StoreError(
-                f"{self._path} does not open with the key in the keeper: it was changed, restored "
-                "from a copy that is older than an erasure, or belongs to another store."
-            ) from None
+        names = [KEY_NAME] if self._keeper.get(NEXT_NAME) is None else [KEY_NAME, NEXT_NAME]
+        for name in names:
+            key = secret_key(self._keeper, name)
+            with contextlib.suppress(UnsealError):
+                return key, self._unseal(key, sealed), seen
+        raise StoreError(
+            f"{self._path} does not open with the key in the keeper: it was changed, restored "
+            "from a copy that is older than an erasure, or belongs to another store."
+        )
 
     @staticmethod
     def _unseal(key: bytes, sealed: bytes) -> dict[int, bytes]:
         return msgspec.msgpack.decode(aead.unseal(key, _CONTEXT, sealed), type=dict[int, bytes])
 
-    def _keeper_key(self, name: str) -> bytes:
-        return secret_key(self._keeper, name)
-
     def _write(self, key: bytes, keys: dict[int, bytes]) -> None:
         try:
+            remove_leftovers(self._path)
             write_private(self._path, aead.seal(key, _CONTEXT, msgspec.msgpack.encode(keys)))
-            found = self._path.stat()
+            self._keys, self._seen = keys, _identity(self._path)
         except OSError as error:
             raise StoreError(f"{self._path} cannot be written: {error.strerror}.") from error
-        self._keys, self._seen = keys, (found.st_ino, found.st_mtime_ns)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Tells one version of a file from the next."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def secret_key(keeper: SecretKeeper, name: str) -> bytes:

@@ -33,7 +33,9 @@ from federated.node.cli_shared import (
     now,
     opened_store,
     person_of,
+    plain,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -65,8 +67,10 @@ def init(context: typer.Context, *, as_json: JSONOption = False) -> None:
     if as_json:
         print_json({"store": str(place.store), "keys": keys})
         return
-    typer.echo(f"Store        {place.store}")
-    typer.echo(f"Keys         {keys}")
+    say(f"Store        {place.store}")
+    say(f"Keys         {keys}")
+    if place.key_file:
+        say("             A file of mode 0600, not a key ring: keep it out of every backup.")
 
 
 @device_app.command("enrol")
@@ -89,9 +93,9 @@ def enrol_command(
     if as_json:
         print_json({"node": enrolment.node, "log": enrolment.origin, "sites": [*enrolment.sites]})
         return
-    typer.echo(f"Node         {enrolment.node}")
-    typer.echo(f"Study log    {enrolment.origin}")
-    typer.echo(f"Sites        {', '.join(enrolment.sites) or '-'}")
+    say(f"Node         {enrolment.node}")
+    say(f"Study log    {enrolment.origin}")
+    say(f"Sites        {', '.join(enrolment.sites) or '-'}")
 
 
 @device_app.command("import")
@@ -139,13 +143,13 @@ def import_command(
             }
         )  # fmt: skip
         return
-    typer.echo(f"Read         {report.readings:,} readings ({report.format})")
-    typer.echo(f"People       {report.people:,}, of whom {report.new_people:,} are new")
-    typer.echo(f"Changed      {report.changed:,}" if report.changed else "Changed      nothing")
+    say(f"Read         {report.readings:,} readings ({report.format})")
+    say(f"People       {report.people:,}, of whom {report.new_people:,} are new")
+    say(f"Changed      {report.changed:,}" if report.changed else "Changed      nothing")
     if report.bad:
-        typer.echo(f"Left out     {report.bad:,} bad values, such as:")
+        say(f"Left out     {report.bad:,} bad values, such as:")
         for row in rows[:5]:
-            typer.echo(f"             {row['file']}, line {row['line']}: {row['reason']}")
+            say(f"             {row['file']}, line {row['line']}: {row['reason']}")
 
 
 @device_app.command("data")
@@ -159,7 +163,7 @@ def data(
     as_json: JSONOption = False,
 ) -> None:
     """Show what there is about you: columns, days, sources. Where there are many people: who."""
-    with opened_store(context) as store:
+    with opened_store(context, older="say") as store:
         if person is None and len(store.people()) != 1:
             _show_people(store.people(), as_json=as_json)
             return
@@ -179,9 +183,9 @@ def data(
         return
     for row in found:
         span = f"{row['days']:>6} days  {row['first']} to {row['last']}"
-        typer.echo(f"{row['column']:<24} {span}  {row['source']}")
+        say(f"{row['column']:<24} {span}  {row['source']}")
     for day, cells in table.items():
-        typer.echo(f"{day}  " + "  ".join(f"{name} {value:g}" for name, value in cells.items()))
+        say(f"{day}  " + "  ".join(f"{name} {value:g}" for name, value in cells.items()))
 
 
 def _values(store: Store, whose: Person) -> dict[str, dict[str, float]]:
@@ -201,8 +205,8 @@ def _show_people(people: tuple[Person, ...], *, as_json: bool) -> None:
         print_json({"people": [{"person": one.name, "state": one.state} for one in people]})
         return
     for one in people:
-        typer.echo(f"{one.name:<40} {one.state}")
-    typer.echo(f"{len(people):,} people")
+        say(f"{one.name:<40} {one.state}")
+    say(f"{len(people):,} people")
 
 
 @device_app.command("columns")
@@ -222,7 +226,7 @@ def columns(*, as_json: JSONOption = False) -> None:
         )  # fmt: skip
         return
     for column in COLUMNS.values():
-        typer.echo(f"{column.name:<24} {column.unit:<8} {column.meaning}")
+        say(f"{column.name:<24} {column.unit:<8} {column.meaning}")
 
 
 device_app.command("receipts")(cli_budget.receipts)
@@ -321,27 +325,28 @@ def erase(
     """Destroy the keys, then the data: a person's with --person, else the whole store's."""
     from federated.node.store import erase_at
 
-    what = f"everything about {person}" if person else "the whole store"
+    place: Place = context.obj
+    what = plain(f"everything about {person}" if person else "the whole store")
     if not yes:
         typer.confirm(f"Erase {what}? Nobody can undo it.", abort=True, err=True)
     if person is None:
-        place: Place = context.obj
         erase_at(place.store, place.keeper())
     else:
-        with opened_store(context) as store:
+        with opened_store(context, older="take") as store:
             store.erase_person(store.person(person))
-    _said(
-        "erased",
-        "Erased: the keys are destroyed, so no copy, in a backup neither, can be read any more.",
-        as_json=as_json,
-    )
+    words = "Erased: the keys are destroyed, so no copy, in a backup neither, can be read any more."
+    if place.key_file:
+        words += (
+            "\nOnly a copy of the key file from before, if there is one, still opens old copies."
+        )
+    _said("erased", words, as_json=as_json)
 
 
 def _said(state: str, words: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"state": state})
     else:
-        typer.echo(words)
+        say(words)
 
 
 @contextmanager
@@ -349,7 +354,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while a file is read; nothing where that is no terminal."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -358,5 +363,5 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(plain(name), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,6 +14,7 @@ from federated.node.cli_shared import (
     opened_store,
     person_of,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -32,15 +33,15 @@ def receipts(
     """Show who asked what of you, what it cost, what is left, and what was refused and why."""
     from federated.node.receipts import Receipts
 
-    with opened_store(context) as store:
+    with opened_store(context, older="say") as store:
         found = Receipts(store).of(person_of(store, person))[::-1][:last]
     if as_json:
         print_json({"receipts": [one.plain() for one in found]})
         return
     if not found:
-        typer.echo("Nobody has asked anything yet.")
+        say("Nobody has asked anything yet.")
     for one in found:
-        typer.echo(f"{one.words()}\n")
+        say(f"{one.words()}\n")
 
 
 def _budget(store: Store) -> Budget:
@@ -71,9 +72,9 @@ def budget(
         )  # fmt: skip
         return
     for name, epsilon in studies.items():
-        typer.echo(f"{name:<40} ε = {epsilon:.3g}")
-    typer.echo(f"Spent        ε = {spent:.3g} of {most.epsilon:g} (δ = {most.delta:g})")
-    typer.echo(f"Left         ε = {left:.3g}. What is spent is never given back.")
+        say(f"{name:<40} ε = {epsilon:.3g}")
+    say(f"Spent        ε = {spent:.3g} of {most.epsilon:g} (δ = {most.delta:g})")
+    say(f"Left         ε = {left:.3g}. What is spent is never given back.")
 
 
 def _finite(epsilon: float) -> float | None:
@@ -106,7 +107,7 @@ def cap(
     if as_json:
         print_json({"epsilon": epsilon, "delta": delta})
         return
-    typer.echo(f"Cap          ε = {epsilon:g}, δ = {delta:g}")
+    say(f"Cap          ε = {epsilon:g}, δ = {delta:g}")
 
 
 def check(context: typer.Context, *, as_json: JSONOption = False) -> None:
@@ -116,4 +117,4 @@ def check(context: typer.Context, *, as_json: JSONOption = False) -> None:
     if as_json:
         print_json({"sound": True})
         return
-    typer.echo("Sound        the ledger is whole and the newest that there is")
+    say("Sound        the ledger is whole and the newest that there is")

@@ -16,6 +16,7 @@ from federated.node.cli_shared import (
     opened_store,
     person_of,
     print_json,
+    say,
     time_text,
 )
 
@@ -50,12 +51,12 @@ def consent_list(
         print_json({"consents": found})
         return
     if not found:
-        typer.echo("You agreed to nothing, so no study gets an answer from you.")
+        say("You agreed to nothing, so no study gets an answer from you.")
     for one in found:
         what = f"study {one['study'][:16]}…" if one["study"] else ", ".join(one["kinds"])
         state = f"taken back {one['revoked']}" if one["revoked"] else f"since {one['given']}"
-        typer.echo(f"{one['number']:>4}  {what}: {', '.join(one['columns'])}")
-        typer.echo(f"      for {', '.join(one['purposes'])}; {state}")
+        say(f"{one['number']:>4}  {what}: {', '.join(one['columns'])}")
+        say(f"      for {', '.join(one['purposes'])}; {state}")
 
 
 @consent_app.command("give")
@@ -106,11 +107,11 @@ def consent_study(
         verify_study(signed, enrolled(store).trusted())
     study = signed.study
     if not as_json:
-        typer.echo(f"{study.title}\n{study.question}\n")
+        say(f"{study.title}\n{study.question}\n")
         for query in study.queries:
-            typer.echo(f"  {query.name:<20} uses {', '.join(query.columns)}; ε = {query.epsilon:g}")
-        typer.echo(f"\nIn all at most ε = {study.epsilon:g}, for {study.purpose}, until")
-        typer.echo(f"{time_text(study.valid_until)}, with at least {study.minimum_cohort} people.")
+            say(f"  {query.name:<20} uses {', '.join(query.columns)}; ε = {query.epsilon:g}")
+        say(f"\nIn all at most ε = {study.epsilon:g}, for {study.purpose}, until")
+        say(f"{time_text(study.valid_until)}, with at least {study.minimum_cohort} people.")
     if not yes:
         typer.confirm("Do you agree?", abort=True, err=True)
     scope = Scope(
@@ -132,7 +133,7 @@ def _give(
     if as_json:
         print_json({"people": len(people)})
         return
-    typer.echo("Agreed. `havengate device consent revoke` takes it back at once.")
+    say("Agreed. `havengate device consent revoke` takes it back at once.")
 
 
 @consent_app.command("revoke")
@@ -151,4 +152,4 @@ def consent_revoke(
     if as_json:
         print_json({"revoked": count})
         return
-    typer.echo(f"{count} taken back. What was spent before stays spent.")
+    say(f"{count} taken back. What was spent before stays spent.")

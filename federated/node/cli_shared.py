@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from federated.errors import StoreError
+from federated.errors import LedgerError, StoreError
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
@@ -59,17 +59,35 @@ JSONOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
+type Older = Literal["refuse", "say", "take"]
+
+
 @contextmanager
-def opened_store(context: typer.Context) -> Iterator[Store]:
-    """The store, for the length of one command."""
+def opened_store(context: typer.Context, *, older: Older = "refuse") -> Iterator[Store]:
+    """The store, for the length of one command.
+
+    What an older copy says is no longer so, and nothing can be changed in it: it is refused
+    (`LedgerError`), unless the command only shows what was (`say` so), or erases (`take`).
+    """
     from federated.node.store import Store
 
     place: Place = context.obj
     store = Store.open(place.store, place.keeper())
     try:
+        if older != "take":
+            _verify_newest(store, say_only=older == "say")
         yield store
     finally:
         store.close()
+
+
+def _verify_newest(store: Store, *, say_only: bool) -> None:
+    try:
+        store.generations.verify()
+    except LedgerError as error:
+        if not say_only:
+            raise
+        say(str(error), err=True)
 
 
 def person_of(store: Store, name: str | None) -> Person:
@@ -91,9 +109,20 @@ def now() -> int:
     return int(time.time())
 
 
+def plain(text: str) -> str:
+    """A text that steers no terminal: what cannot be printed is a question mark."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text, parts of which may have come from elsewhere."""
+    typer.echo(plain(text), err=err)
+
+
 def print_json(found: object) -> None:
-    """What a script reads."""
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    """What a script reads; what cannot be printed is escaped."""
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def time_text(at: int | None) -> str | None:

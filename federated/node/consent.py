@@ -78,6 +78,7 @@ class Consents:
         _verify_scope(scope)
         words = [_join(scope.kinds), _join(scope.columns), _join(scope.purposes)]
         with self._database.transaction():
+            self._store.generations.advance()
             self._database.run_many(
                 "INSERT INTO consents (person, study, kinds, columns, purposes, given_at) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -89,6 +90,7 @@ class Consents:
         which = "" if number is None else " AND id = ?"
         values = [now, person.number, *([] if number is None else [number])]
         with self._database.transaction():
+            self._store.generations.advance()
             return self._database.run(
                 "UPDATE consents SET revoked_at = ? "  # noqa: S608 - the text is one of two
                 "WHERE person = ? AND revoked_at IS NULL" + which,

@@ -29,7 +29,7 @@ from federated.model import PersonRows
 from federated.node.columns import COLUMNS, Column, check
 from federated.node.records import Key, Part, Records, WireParts, WireStandings
 
-#: Cells that one import may make; what is larger comes in parts.
+#: Cells and events that one import may make; what is larger comes in parts.
 MAX_CELLS: Final = 3_000_000
 #: Days from 1900 to 2200, since 1970-01-01.
 FIRST_DAY: Final = -25_567
@@ -146,7 +146,7 @@ class PersonTable:
         return self.add(found)
 
     def add(self, reading: Reading) -> bool:
-        """Fold one reading in. True if it opened a new cell, or was of a new record."""
+        """Fold one reading in. True if a cell, an event or a record is new."""
         key = (reading.column.name, reading.source)
         self._unit(key, reading.found_unit)
         if reading.record is not None:
@@ -156,11 +156,12 @@ class PersonTable:
         days = self.cells.setdefault(key, {})
         old = days.get(reading.day)
         days[reading.day] = _folded(reading.column, old, reading)
+        grown = old is None
         if reading.column.event:
-            self._event(
-                Event(*key, reading.at, reading.day, float(reading.value), reading.found_unit)
-            )
-        return old is None
+            event = Event(*key, reading.at, reading.day, float(reading.value), reading.found_unit)
+            grown |= (*key, reading.at) not in self.events
+            self._event(event)
+        return grown
 
     def settle(self) -> None:
         """Make the cells and events of identified readings anew, if there are new ones."""

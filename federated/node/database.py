@@ -12,7 +12,6 @@ all of it is there or nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import threading
@@ -25,10 +24,12 @@ from sqlcipher3 import dbapi2
 from federated.errors import StoreError
 from federated.node.chest import secret_key
 from federated.node.keeper import SecretKeeper
+from federated.node.place import lock_path
 from keys import aead
+from keys.private_files import private_lock
 
 KEY_NAME: Final = "database"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
@@ -74,6 +75,7 @@ class Database:
         self._keeper = keeper
         self._guard = threading.RLock()
         self._depth = 0
+        self._before: list[Callable[[], object]] = []
         self._after: list[Callable[[], object]] = []
         self._connection = self._connect()
         self._file = self._identity()
@@ -140,13 +142,17 @@ class Database:
                 finally:
                     self._depth -= 1
                 return
+            # Before, so that no lock is made where nothing is any more; after, so that it holds.
+            self._verify_still_there()
             with self._locked():
                 self._verify_still_there()
                 self.run("BEGIN IMMEDIATE")
                 self._depth = 1
-                self._after = []
+                self._before, self._after = [], []
                 try:
                     yield
+                    for step in self._before:
+                        step()
                     self.run("COMMIT")
                     for step in self._after:
                         step()
@@ -173,25 +179,29 @@ class Database:
                 "what it was."
             )
 
+    def before_commit(self, step: Callable[[], object]) -> None:
+        """Within a transaction: have `step` done as the last of it, once however often asked."""
+        if step not in self._before:
+            self._before.append(step)
+
     def after_commit(self, step: Callable[[], object]) -> None:
         """Within a transaction: have `step` done once all is durable, before the lock is given up.
 
-        If it raises, what was committed stays.
+        Once however often asked. If it raises, what was committed stays.
         """
-        self._after.append(step)
+        if step not in self._after:
+            self._after.append(step)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        path = self.path.with_name(self.path.name + ".lock")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be opened: {error.strerror}.") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(private_lock(lock_path(self.path)))
+            except OSError as error:
+                raise StoreError(
+                    f"The lock of {self.path} cannot be taken: {error.strerror}."
+                ) from error
             yield
-        finally:
-            os.close(descriptor)
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run one statement; return how many rows it changed."""
@@ -203,10 +213,10 @@ class Database:
         with self._guard, _translated():
             return int(self._connection.execute(statement, values).lastrowid or 0)
 
-    def run_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
-        """Run one statement for each."""
+    def run_many(self, statement: str, values: Sequence[Sequence[Any]]) -> int:
+        """Run one statement for each; return how many rows that changed in all."""
         with self._guard, _translated():
-            self._connection.executemany(statement, values)
+            return int(self._connection.executemany(statement, values).rowcount)
 
     def one(self, statement: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         """The first row, or nothing."""
@@ -224,13 +234,6 @@ class Database:
         """Close it. Closing twice does no harm."""
         with self._guard:
             self._connection.close()
-
-    def erase(self) -> None:
-        """Destroy the key, then the files. What was in them cannot be read from then on."""
-        self._keeper.delete(KEY_NAME)
-        self.close()
-        for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,9 @@ def enrol(store: Store, enrolment: Enrolment) -> None:
     with store.database.transaction():
         if remembered(store, enrolment.origin).checkpoint.origin != enrolment.origin:
             store.set_meta(_MEMORY, Remembered.nothing(enrolment.origin).encode())
-        store.set_meta(_ENROLMENT, msgspec.json.encode(enrolment).decode())
+        text = msgspec.json.encode(enrolment).decode()
+        if store.meta(_ENROLMENT) != text:
+            store.set_meta(_ENROLMENT, text)
 
 
 def enrolled(store: Store) -> Enrolment:

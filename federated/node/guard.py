@@ -3,14 +3,14 @@
 Lives here: the rules and their order, and `Admission`, the one way to rows. Everything that comes
 from the server is taken for hostile; whom to believe was told at enrolment (`node.enrolment`).
 
-The rules, in order: `manifest` (well-formed), `signatures` (coordinator, ethics board, every site,
-by keys known since enrolment), `study_log` (published in a log that continues the one seen so far,
-cosigned by a trusted witness), `code` and `run_configuration` (equal to what was signed), `roster`,
-`trust_model`, `expired`, `columns`; then for each person `paused`, `left`, `withdrawn`, `consent`;
-then `cohort`; then `cost` (the node's own price, no dearer than promised); then for each person
-`repeat`, `rounds`, `study_budget`, `budget`. `ledger` refuses all once the ledger cannot be
-believed. The first that fails refuses, and leaves a receipt. What is allowed is reserved first,
-spent next, and only then read.
+The rules, in order: `ledger` (this is the newest copy of the store), `manifest` (well-formed),
+`signatures` (coordinator, ethics board, every site, by keys known since enrolment), `study_log`
+(published in a log that continues the one seen so far, cosigned by a trusted witness), `code` and
+`run_configuration` (equal to what was signed), `roster`, `trust_model`, `expired`, `columns`; then
+for each person `paused`, `left`, `withdrawn`, `consent`; then `cohort`; then `cost` (the node's own
+price, no dearer than promised); then for each person `repeat`, `rounds`, `study_budget`, `budget`.
+The first that fails refuses, and leaves a receipt. What is allowed is reserved first, spent next,
+and only then read.
 """
 
 from __future__ import annotations
@@ -162,6 +162,8 @@ class Guard:
     ) -> Admission | RefusedError:
         told = Told()
         try:
+            # An older copy believes, and remembers, whom it should not any more.
+            self._verify_ledger()
             parsed, signed = parse_contact(request)
             enrolled = enrolment_of(self._store)
             self._verify_published(parsed, signed, enrolled)
@@ -194,7 +196,6 @@ class Guard:
         try:
             verify_cohort(request, study, enrolled, len(everybody))
             cost = self._price(study, query)
-            self._verify_ledger()
         except RefusedError as found:
             self._tell(people, found, told, now)
             return found

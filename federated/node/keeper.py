@@ -7,15 +7,34 @@ read the store: it protects a stolen disk, a backup and a lost phone, not a sess
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from federated.errors import StoreError
 from keys.errors import KeyConfigurationError
-from keys.private_files import read_private, write_private
+from keys.private_files import (
+    private_lock,
+    read_private,
+    remove_leftovers,
+    sync_directory,
+    verify_own_directory,
+    write_private,
+)
+
+#: Key rings that encrypt what they keep. There are others, which only look like it.
+_ENCRYPTING: Final = frozenset({
+    "keyring.backends.SecretService.Keyring",
+    "keyring.backends.libsecret.Keyring",
+    "keyring.backends.kwallet.DBusKeyring",
+    "keyring.backends.kwallet.DBusKeyringKWallet4",
+    "keyring.backends.macOS.Keyring",
+    "keyring.backends.Windows.WinVaultKeyring",
+})  # fmt: skip
 
 
 class SecretKeeper(Protocol):
@@ -35,14 +54,16 @@ class SecretKeeper(Protocol):
 
 
 class FileKeeper:
-    """One JSON file of mode 0600, replaced whole.
+    """One JSON file of mode 0600, replaced whole, under a lock file beside it.
 
     A file system may keep the blocks of an earlier version until it uses them again, and a backup
     that takes this file takes the keys: where there is a key ring, use it.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        # A link stays one: replacing it would put the keys where the link is, and leave the old.
+        self._path = Path(os.path.realpath(path))
+        self._lock = self._path.with_name(self._path.name + ".lock")
 
     def get(self, name: str) -> str | None:
         """Read the file anew: another process may have changed it."""
@@ -50,31 +71,49 @@ class FileKeeper:
 
     def set(self, name: str, value: str) -> None:
         """Replace the file."""
-        self._write({**self._read(), name: value})
+        try:
+            verify_own_directory(self._path.parent)
+        except KeyConfigurationError as error:
+            raise StoreError(str(error)) from error
+        with self._alone():
+            self._write({**self._read(), name: value})
 
     def delete(self, *names: str) -> None:
         """Replace the file without them; remove it with the last."""
-        left = {name: value for name, value in self._read().items() if name not in names}
-        if left:
-            self._write(left)
-        else:
+        if not self._path.parent.is_dir():
+            return
+        with self._alone():
+            left = {name: value for name, value in self._read().items() if name not in names}
+            if left:
+                self._write(left)
+                return
             self._path.unlink(missing_ok=True)
+            remove_leftovers(self._path)
+            self._lock.unlink(missing_ok=True)
+            sync_directory(self._path.parent)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with private_lock(self._lock):
+                yield
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be written: {error.strerror}.") from error
 
     def _read(self) -> dict[str, str]:
-        if not self._path.exists():
-            return {}
         try:
             return msgspec.json.decode(read_private(self._path), type=dict[str, str])
         except msgspec.DecodeError:
             raise StoreError(f"{self._path} does not hold the keys of a store.") from None
         except KeyConfigurationError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return {}
             raise StoreError(str(error)) from error
 
     def _write(self, secrets: dict[str, str]) -> None:
-        try:
-            write_private(self._path, msgspec.json.encode(secrets))
-        except OSError as error:
-            raise StoreError(f"{self._path} cannot be written: {error.strerror}.") from error
+        # What a crash left would keep keys that were forgotten since.
+        remove_leftovers(self._path)
+        write_private(self._path, msgspec.json.encode(secrets))
 
 
 class RingKeeper:
@@ -88,11 +127,13 @@ class RingKeeper:
 
     @staticmethod
     def available() -> bool:
-        """Whether there is a key ring that a program may use now."""
+        """Whether there is a key ring that is known to encrypt what it keeps."""
         import keyring
-        from keyring.backends import fail, null
+        from keyring.backends.chainer import ChainerBackend
 
-        return not isinstance(keyring.get_keyring(), fail.Keyring | null.Keyring)
+        found = keyring.get_keyring()
+        links = found.backends if isinstance(found, ChainerBackend) else [found]
+        return bool(links) and all(_name(link) in _ENCRYPTING for link in links)
 
     def get(self, name: str) -> str | None:
         """Ask the key ring."""
@@ -134,8 +175,15 @@ def keeper_for(store: Path, key_file: Path | None) -> SecretKeeper:
     if key_file is not None:
         return FileKeeper(key_file)
     if not RingKeeper.available():
+        import keyring
+
         raise StoreError(
-            "There is no key ring of the operating system here: name a file of mode 0600 for the "
-            "keys with --key-file, on a disk that no backup takes."
+            "There is no key ring of the operating system here that is known to encrypt what it "
+            f"keeps (found {_name(keyring.get_keyring())}): name a file of mode 0600 for the keys "
+            "with --key-file, on a disk that no backup takes."
         )
     return RingKeeper(f"havengate-device:{store.resolve()}")
+
+
+def _name(ring: object) -> str:
+    return f"{type(ring).__module__}.{type(ring).__qualname__}"

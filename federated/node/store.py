@@ -12,6 +12,7 @@ person also reaches the backups (DESIGN.md). Rows are read in one place: `Store.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 import secrets
@@ -21,24 +22,31 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
-from federated.errors import StoreError
+from federated.errors import LedgerError, StoreError
 from federated.model import PersonRows
+from federated.node import chest as chests
+from federated.node import database as databases
+from federated.node import place
 from federated.node.chest import Chest
 from federated.node.columns import COLUMNS
 from federated.node.daily import Event, PersonTable
 from federated.node.database import Database
+from federated.node.generation import COUNTER_NAME, Generations
 from federated.node.keeper import SecretKeeper
 from keys import aead
 from keys.errors import UnsealError
+from keys.private_files import private_lock
 
 type PersonState = Literal["taking_part", "paused", "left"]
 
 #: The name under which a device keeps the one person whose it is.
 OWNER: Final = "me"
+#: What one person may have, however many imports it comes in: some 3 million days and events.
+MAX_TABLE_BYTES: Final = 128 * 1024 * 1024
 _CONTEXT: Final = b"havengate/device/rows/v1"
 _PERSON = re.compile(r"[\w./:@-]{1,128}").fullmatch
-#: Secrets of the keeper beside the database's and the chest's.
-COUNTER_NAME: Final = "counter"
+#: All that a store has in its keeper.
+_KEPT: Final = (databases.KEY_NAME, chests.KEY_NAME, chests.NEXT_NAME, COUNTER_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,30 +89,42 @@ class Store:
     def __init__(self, database: Database, chest: Chest, keeper: SecretKeeper) -> None:
         self.database = database
         self.keeper = keeper
+        self.generations = Generations(database, keeper)
         self._chest = chest
         self._tag_key: bytes | None = None
 
     @classmethod
     def create(cls, path: Path, keeper: SecretKeeper) -> Store:
         """Make a new, empty store: the file, the chest beside it, their keys in the keeper."""
-        if keeper.get(COUNTER_NAME) is not None:
+        path = place.verified(path)
+        if any(keeper.get(name) is not None for name in _KEPT):
             raise StoreError(
                 f"The keeper already has the keys of a store at {path}: if its file is lost, "
                 "`havengate device erase` forgets them."
             )
         database = Database.create(path, keeper)
-        chest = Chest(_chest_path(path), keeper)
-        chest.create()
+        store = cls(database, Chest(place.chest_path(path), keeper, database.transaction), keeper)
         with database.transaction():
+            store._chest.create()
             database.run("INSERT INTO meta VALUES ('tag-key', ?)", [secrets.token_hex(32)])
-        keeper.set(COUNTER_NAME, "0")
-        return cls(database, chest, keeper)
+            store.generations.begin()
+        return store
 
     @classmethod
     def open(cls, path: Path, keeper: SecretKeeper) -> Store:
-        """Open the store at `path`; finish an erasure that a crash interrupted."""
-        store = cls(Database.open(path, keeper), Chest(_chest_path(path), keeper), keeper)
-        store._finish_erasures()
+        """Open the store at `path`; finish an erasure that a crash interrupted.
+
+        That it is the newest there is, is for `generations` to say: an older copy can be read, and
+        erased.
+        """
+        path = place.verified(path)
+        database = Database.open(path, keeper)
+        store = cls(database, Chest(place.chest_path(path), keeper, database.transaction), keeper)
+        try:
+            store._finish_erasures()
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def close(self) -> None:
@@ -130,6 +150,7 @@ class Store:
     def set_state(self, person: Person, state: PersonState, *, now: int) -> None:
         """Pause, resume or leave; holds for the next contact."""
         with self.database.transaction():
+            self.generations.advance()
             self.database.run(
                 "UPDATE people SET state = ?, since = ? WHERE id = ?", [state, now, person.number]
             )
@@ -137,6 +158,7 @@ class Store:
     def withdraw(self, person: Person, study: str, *, now: int) -> None:
         """Take the person out of a study (its id) for good: later releases go without them."""
         with self.database.transaction():
+            self.generations.advance()
             self.database.run(
                 "INSERT OR IGNORE INTO withdrawals VALUES (?, ?, ?)", [person.number, study, now]
             )
@@ -214,7 +236,8 @@ class Store:
         """Take over what an import found, all of it or nothing; people new to the store are added.
 
         Returns how many people are new and how many tables changed. If nothing changed, nothing is
-        written.
+        written. Raises `LedgerError` if this is an older copy: the keys of people who came since
+        would be lost to the newest.
         """
         for name in tables:
             if not _PERSON(name):
@@ -222,6 +245,7 @@ class Store:
                     "A person's name must be 1 to 128 letters, digits, or any of . / : @ - _"
                 )
         with self.database.transaction():
+            self.generations.verify()
             known = {person.name: person.number for person in self.people()}
             fresh = [name for name in tables if name not in known]
             known.update(self._add(fresh, now=record.at))
@@ -244,6 +268,7 @@ class Store:
             for name in names
         }
         if numbers:
+            self.generations.advance()
             # Durable before the rows are: a key without rows does no harm, rows without a key do.
             self._chest.make(numbers.values())
         return numbers
@@ -261,7 +286,13 @@ class Store:
         key = self._chest.key(number)
         if key is None:
             raise StoreError("The person's key was destroyed: nothing can be kept about them.")
-        return aead.seal(key, _associated(number), table.encode())
+        raw = table.encode()
+        if len(raw) > MAX_TABLE_BYTES:
+            raise StoreError(
+                f"A person's daily table and events would have {len(raw)} bytes, at most "
+                f"{MAX_TABLE_BYTES} can be kept: nothing of this import was."
+            )
+        return aead.seal(key, _associated(number), raw)
 
     def imports(self) -> tuple[ImportRecord, ...]:
         """What was imported, oldest first."""
@@ -283,6 +314,7 @@ class Store:
     def set_meta(self, name: str, value: str) -> None:
         """Keep one, durably."""
         with self.database.transaction():
+            self.generations.advance()
             self.database.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [name, value])
 
     # --- Erasing -------------------------------------------------------------------------------
@@ -298,31 +330,48 @@ class Store:
 
     def erase(self) -> None:
         """Destroy all keys, then the files. Nothing can be read from then on, in copies neither."""
-        self._chest.erase()
-        self.database.erase()
-        self.keeper.delete(COUNTER_NAME)
+        self.close()
+        erase_at(self.database.path, self.keeper)
 
     def _forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             for table in ("rows", "consents", "withdrawals", "receipts"):
                 self.database.run(f"DELETE FROM {table} WHERE person = ?", [number])  # noqa: S608
             self.database.run("DELETE FROM people WHERE id = ?", [number])
+        # An older copy stays one, and can be erased all the same.
+        with contextlib.suppress(LedgerError):
+            self.generations.advance()
 
     def _finish_erasures(self) -> None:
-        lost = {person.number for person in self.people()} - self._chest.people()
-        if lost:
-            with self.database.transaction():
-                self._forget({person.number for person in self.people()} - self._chest.people())
+        if not (self._chest.unfinished() or self._keyless()):
+            return
+        with self.database.transaction():
+            self._chest.settle()
+            if lost := self._keyless():
+                self._forget(lost)
+
+    def _keyless(self) -> frozenset[int]:
+        return frozenset(person.number for person in self.people()) - self._chest.people()
 
 
 def erase_at(path: Path, keeper: SecretKeeper) -> None:
-    """Erase a store that may no longer open: forget its keys, remove its files."""
-    from federated.node import chest, database
+    """Erase a store that may no longer open: forget its keys, remove its files.
 
-    keeper.delete(database.KEY_NAME, chest.KEY_NAME, chest.NEXT_NAME, COUNTER_NAME)
-    _chest_path(path).unlink(missing_ok=True)
-    for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    Holds the store's lock, so that nobody who is in the middle of a change brings keys back.
+    """
+    real = place.real(path)
+    with contextlib.ExitStack() as held:
+        # Where it cannot be had (the folder is gone, or was taken away) the keys must go still.
+        with contextlib.suppress(OSError):
+            held.enter_context(private_lock(place.lock_path(real)))
+        keeper.delete(*_KEPT)
+        try:
+            place.remove(path)
+        except OSError as error:
+            raise StoreError(
+                f"The keys are destroyed, so {real} cannot be read any more, but its files could "
+                f"not be removed: {error.strerror}."
+            ) from error
 
 
 def content_hash(path: Path) -> str:
@@ -337,10 +386,6 @@ def content_hash(path: Path) -> str:
         while block := opened.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _chest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".keys")
 
 
 def _associated(number: int) -> bytes:

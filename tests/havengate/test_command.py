@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.havengate.command import run
+
 ROOT = Path(__file__).parents[2]
 #: What takes long to load, and no help needs.
 HEAVY = ("sqlalchemy", "hvac", "requests", "mitmproxy", "granian", "jinja2", "cryptography.x509")
@@ -126,3 +128,12 @@ def test_a_gateway_without_the_libraries_of_studies_says_what_to_install(
     )
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
     assert "install havengate[federated]" in done.stderr
+
+
+def test_nothing_in_an_error_steers_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "enrolment.json").write_text('{"\\u001b[2J\\u009b2J\\u202e": 1}')
+    place = ["--store", str(tmp_path / "s"), "--key-file", str(tmp_path / "k")]
+    code, _, err = run(tmp_path, "device", *place, "enrol", str(tmp_path / "enrolment.json"))
+    assert code
+    assert "malformed" in err
+    assert err.replace("\n", "").isprintable(), ascii(err)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from keys import loopback_tls
 from keys.errors import KeyConfigurationError
 from keys.loopback_tls import LoopbackTLS, ensure_loopback_tls
-from keys.private_files import read_private, write_private
+from keys.private_files import (
+    close_to_others,
+    private_lock,
+    read_private,
+    remove_leftovers,
+    verify_own_directory,
+    write_private,
+)
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 
@@ -28,6 +37,67 @@ def test_a_pipe_in_place_of_a_secret_is_refused_and_not_waited_for(tmp_path: Pat
     os.mkfifo(pipe, 0o600)
     with pytest.raises(KeyConfigurationError, match="regular file"):
         read_private(pipe)
+
+
+def test_only_what_a_crash_left_of_this_file_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".k.0123456789abcdef"
+    names = [".k.0123456789abcde", ".k.0123456789abcdefa", ".k.0123456789abcdeX", "k", "k.bak",
+             ".kk.0123456789abcdef", ".other.0123456789abcdef"]  # fmt: skip
+    for name in (left.name, *names):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path / "k")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_lock_is_held_alone_and_closed_to_others(tmp_path: Path) -> None:
+    path, inside = tmp_path / "lock", []
+
+    def count() -> None:
+        for _ in range(50):
+            with private_lock(path):
+                inside.append(1)
+                assert len(inside) == 1
+                # Who holds it may remove it; nobody else is let in by that.
+                path.unlink()
+                inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(count) for _ in range(4)]:
+            done.result(timeout=60)
+    with private_lock(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="lock"), private_lock(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_directory_in_which_others_can_replace_files_is_refused(
+    tmp_path: Path, mode: int
+) -> None:
+    verify_own_directory(tmp_path)
+    tmp_path.chmod(mode)
+    with pytest.raises(KeyConfigurationError, match="go-w"):
+        verify_own_directory(tmp_path)
+    with pytest.raises(KeyConfigurationError, match="must be a directory"):
+        verify_own_directory(tmp_path / "missing")
+
+
+def test_a_file_is_closed_and_a_link_is_not_followed_to_do_so(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    close_to_others(file)
+    file.write_text("x")
+    file.chmod(0o664)
+    link.symlink_to(file)
+    with pytest.raises(KeyConfigurationError, match="regular file"):
+        close_to_others(link)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o664
+    close_to_others(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 # --- The loopback certificate ---------------------------------------------------------------------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from federated.errors import (
     ApprovalError,
     FederatedError,
     ImportDataError,
+    LedgerError,
     ManifestError,
     RefusedError,
     StoreError,
@@ -194,3 +197,107 @@ def test_opens_what_the_library_made(tmp_path: Path, run: Run) -> None:
     assert store.people() == ()
     assert not isinstance(store, SpiedStore)
     store.close()
+
+
+@pytest.fixture
+def older(tmp_path: Path, filled: Run) -> Run:
+    """A store of which an older copy was put back: in it nobody has paused."""
+    before = (tmp_path / "device.store").read_bytes()
+    filled("pause")
+    (tmp_path / "device.store").write_bytes(before)
+    return filled
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["consent", "list"], ["budget"], ["check"], ["resume"], ["withdraw", "study"],
+     ["cap", "--epsilon", "2"], ["leave", "--yes"], ["consent", "revoke"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_older_copy_neither_shows_as_current_nor_changes(older: Run, words: list[str]) -> None:
+    assert "older copy" in str(older(*words, fails=LedgerError).exception)
+
+
+def test_an_older_copy_can_be_read_and_says_so_and_can_be_erased(
+    tmp_path: Path, older: Run
+) -> None:
+    for words in (["data"], ["receipts"]):
+        shown = older(*words, "--json")
+        assert as_json(shown)
+        assert "older copy" in shown.stderr
+    older("erase", "--person", "me", "--yes")
+    older("erase", "--yes")
+    assert not list(tmp_path.glob("device.store*"))
+
+
+def test_commands_at_once_on_one_store_all_count(tmp_path: Path, filled: Run) -> None:
+    place = ["--store", str(tmp_path / "device.store")]
+    place += ["--key-file", str(tmp_path / "ring" / "device.keys")]
+    main = "from federated.node.cli import device_app; device_app()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", main, *place, "withdraw", f"study-{number}"],
+            cwd=Path(__file__).resolve().parents[3], stdout=subprocess.DEVNULL,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    assert [process.wait(timeout=240) for process in processes] == [0] * 4
+    filled("check")
+    opened = Store.open(tmp_path / "device.store", FileKeeper(tmp_path / "ring" / "device.keys"))
+    assert all(opened.withdrawn(f"study-{number}") for number in range(4))
+    opened.close()
+
+
+#: Clears a screen (by an escape, by a C1 control), rings, turns a line round.
+STEERING = "a\x1b[2J\x9b2J\x07\u202eb"
+
+
+def test_nothing_that_was_imported_or_enrolled_steers_a_terminal(
+    tmp_path: Path, run: Run, world: World
+) -> None:
+    """The store that `run` works on is the world's."""
+    enrolment = world.enrolment(node=STEERING, sites={STEERING: world.enrolment().coordinator})
+    (tmp_path / "enrolment.json").write_bytes(msgspec.json.encode(enrolment))
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    (folder / f"{STEERING}.csv").write_text("day,m\n2024-01-02,3\n2024-01-03,x\n")
+    (tmp_path / "m.toml").write_text(
+        'source = "t"\n[day]\ncolumn = "day"\n[columns.worry]\ntake = ["m"]\nunit = "{score}"\n'
+    )
+    words = ["import", str(folder / f"{STEERING}.csv"), "--mapping", str(tmp_path / "m.toml")]
+    for shown in (
+        run("enrol", str(tmp_path / "enrolment.json")),
+        run("enrol", str(tmp_path / "enrolment.json"), "--json"),
+        run(*words, "--skip-bad"),
+        run(*words, "--skip-bad", "--json"),
+        run("withdraw", STEERING),
+        run("data", "--values"),
+    ):
+        plain = shown.output.replace("\n", "")
+        assert plain.isprintable(), ascii(plain)
+    as_data = as_json(run("enrol", str(tmp_path / "enrolment.json"), "--json"))
+    assert as_data["node"] == STEERING
+
+
+def test_where_the_keys_lie_in_a_file_it_is_said(tmp_path: Path, run: Run) -> None:
+    shown = run("init").stdout
+    assert "mode 0600" in shown
+    assert "backup" in shown
+    (tmp_path / "t.csv").write_text("day,m\n2024-01-02,3\n")
+    (tmp_path / "m.toml").write_text(
+        'source = "t"\n[day]\ncolumn = "day"\n[columns.worry]\ntake = ["m"]\nunit = "{score}"\n'
+    )
+    run("import", str(tmp_path / "t.csv"), "--mapping", str(tmp_path / "m.toml"))
+    for words in (["--person", "me"], []):
+        erased = run("erase", *words, "--yes").stdout
+        assert "copy of the key file" in erased
+
+
+def test_a_file_name_is_no_markup_on_the_progress_bar(
+    tmp_path: Path, filled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    path = tmp_path / "export[bold]\x1b[2J.xml"
+    path.write_text(APPLE)
+    shown = filled("import", str(path)).stderr
+    assert "export[bold]?[2J.xml" in shown

@@ -167,3 +167,16 @@ def test_any_order_and_any_repetition_of_exports_gives_one_table(
         merged.merge(table)
     assert same(merged, expected)
     assert not expected.merge(merged)
+
+
+def test_each_event_counts_like_a_day_of_its_own() -> None:
+    """An export that says something every second must not grow without bound within one day."""
+    table, grown = PersonTable(), 0
+    for second in (*range(50), *range(50)):
+        grown += table.add(
+            Reading(
+                person="p", column=COLUMNS["body_weight_kg"], day=1, at=second, value=70.0,
+                source="a", found_unit="kg",
+            )
+        )  # fmt: skip
+    assert grown == len(table.events) == 50

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import stat
@@ -12,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from keyring.backends import fail
 from keyring.errors import KeyringLocked
 
 from federated.errors import StoreError
-from federated.node import chest as chest_module
-from federated.node.chest import Chest
 from federated.node.keeper import FileKeeper, RingKeeper, keeper_for
 from federated.node.store import Store, erase_at
 from keys.aead import KEY_BYTES
@@ -178,27 +176,6 @@ def test_an_erasure_that_a_crash_interrupted_is_finished(
     assert [person.name for person in opened.people()] == ["b"]
 
 
-@pytest.mark.parametrize("crash_after", ["next key kept", "chest sealed", "key taken over"])
-def test_the_chest_opens_after_a_crash_at_each_step_of_an_erasure(
-    tmp_path: Path, keeper: FileKeeper, crash_after: str
-) -> None:
-    (tmp_path / "ring").mkdir(mode=0o700)
-    made = Chest(tmp_path / "chest", keeper)
-    made.create()
-    made.make([1, 2])
-    kept = made.key(2)
-    keeper.set(chest_module.NEXT_NAME, "ab" * KEY_BYTES)
-    if crash_after != "next key kept":
-        key = made._keeper_key(chest_module.NEXT_NAME)
-        made._write(key, {2: kept or b""})
-    if crash_after == "key taken over":
-        keeper.set(chest_module.KEY_NAME, "ab" * KEY_BYTES)
-    again = Chest(tmp_path / "chest", keeper)
-    assert again.key(2) == kept
-    assert (again.key(1) is None) == (crash_after != "next key kept")
-    assert keeper.get(chest_module.NEXT_NAME) is None
-
-
 def test_erasing_the_store_destroys_the_keys_and_the_files(
     tmp_path: Path, store: Store, keeper: FileKeeper
 ) -> None:
@@ -236,13 +213,6 @@ def test_keys_in_a_file_that_others_can_read_are_refused(
     (tmp_path / "ring" / "device.keys").chmod(0o644)
     with pytest.raises(StoreError, match="0644"):
         Store.open(tmp_path / "device.store", keeper)
-
-
-def test_keys_never_go_into_a_file_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyring.get_keyring", fail.Keyring)
-    assert not RingKeeper.available()
-    with pytest.raises(StoreError, match="--key-file"):
-        keeper_for(tmp_path / "device.store", None)
 
 
 def test_several_threads_read_and_write_one_store(store: Store) -> None:
@@ -307,7 +277,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_imports(
 
 
 class MemoryRing:
-    """A key ring of the operating system, in memory."""
+    """A key ring of the operating system, in memory. `__module__` and name: as one that is."""
+
+    __module__, __qualname__ = "keyring.backends.SecretService", "Keyring"
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], str] = {}
@@ -376,3 +348,26 @@ def test_nobody_writes_between_a_commit_and_what_follows_it(
     other.close()
     assert early == [False]
     assert entered.is_set()
+
+
+def test_one_persons_table_does_not_grow_without_bound(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many imports it comes in; the one that is too much is left out whole."""
+    monkeypatch.setattr("federated.node.store.MAX_TABLE_BYTES", 5_000)
+
+    def import_days(number: int) -> None:
+        days = table({"mood": [1.0] * 20}, first_day=10_000 + number * 20)
+        store.merge({"a": days}, record=RECORD)
+
+    kept = 0
+    while len(store.imports()) == kept < 50:
+        kept += 1
+        with contextlib.suppress(StoreError):
+            import_days(kept)
+    kept -= 1
+    with pytest.raises(StoreError, match="5000"):
+        import_days(kept + 1)
+    assert 2 < kept < 20
+    rows = store.rows(store.person("a"), frozenset({"mood"}))
+    assert len(rows.days) == 20 * kept == 20 * len(store.imports())

@@ -408,3 +408,20 @@ def test_a_day_of_26_hours_is_bad(tmp_path: Path, store: Store) -> None:
     with pytest.raises(ImportDataError, match="whole day"):
         run(store, path)
     assert_kept_nothing(store)
+
+
+def test_an_import_of_more_events_than_can_be_kept_keeps_nothing(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.importers.run.MAX_CELLS", 40)
+    lines = "".join(f"2024-01-02T10:{n // 60:02}:{n % 60:02},70\n" for n in range(200))
+    (tmp_path / "weights.csv").write_text("at,kg\n" + lines)
+    (tmp_path / "m.toml").write_text(
+        'source = "t"\n[day]\ncolumn = "at"\n[columns.body_weight_kg]\ntake = ["kg"]\nunit = "kg"\n'
+    )
+    with pytest.raises(ImportDataError, match="more than 40"):
+        import_path(
+            store, tmp_path / "weights.csv", Options(mapping=tmp_path / "m.toml"), now=1,
+            progress=lambda _done, _total: None,
+        )  # fmt: skip
+    assert store.people() == ()
