@@ -184,6 +184,7 @@ class Coordinator:
             prove=prove,
             random=SystemBits(),
             participants=self.roster.charged,
+            most_people=self.roster.most_people,
             say=say,
         )
         run = StudyRun(signed, ports, run_id=run_id, deadlines=self.deadlines, level=self.level)

@@ -31,9 +31,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from federated.errors import DeploymentError
 from federated.manifest import roster_hash
+from federated.node.contact import MAX_PEOPLE
 from keys.private_files import make_private_directory, read_private, write_private
 
 _SECRET_BYTES: Final = 32
+#: For how many people a site may say that it speaks, where its enrolment names no other number.
+MOST_PEOPLE: Final = 100_000
 _LARGEST_FILE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -142,12 +145,14 @@ class EnrolledNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One node of the roster. `flower_id` is given by the SuperLink; text, for it needs 64 bits.
 
     `site` is empty for a person's own device. A site's people are charged as one class.
+    `most_people` bounds for how many a site may say that it speaks; 0 for `MOST_PEOPLE`.
     """
 
     identity: str
     fleet: str
     flower_id: str
     site: str = ""
+    most_people: int = 0
 
 
 class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +178,14 @@ class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         node = self.nodes[name]
         return [f"site:{node.site}" if node.site else f"device:{name}"]
 
+    def most_people(self, name: str) -> int:
+        """For how many people this node may say that it speaks: a device, for the one whose it is.
+
+        So that no node can fill a cohort alone, nor make a request that every other refuses.
+        """
+        node = self.nodes[name]
+        return (node.most_people or MOST_PEOPLE) if node.site else 1
+
 
 def read_roster(path: Path) -> RosterFile:
     """Read the list; nobody is on one that is not there. Raises `DeploymentError`."""
@@ -183,6 +196,8 @@ def read_roster(path: Path) -> RosterFile:
             raise DeploymentError(f"{path} is larger than any roster.")
         roster = msgspec.json.decode(path.read_bytes(), type=RosterFile)
         roster.keys(), roster.flower_ids()
+        if not all(0 <= node.most_people <= MAX_PEOPLE for node in roster.nodes.values()):
+            raise DeploymentError(f"{path}: `most_people` is a number from 0 to {MAX_PEOPLE}.")
     except (msgspec.DecodeError, ValueError) as error:
         raise DeploymentError(f"{path} is not a roster: {error}") from error
     return roster

@@ -18,18 +18,26 @@ from federated.deployment.node_files import NodeFiles
 from federated.deployment.node_process import declared_query, node_service
 from federated.deployment.places import NodeKeys, ensure_node_keys
 from federated.draft import parse_study
-from federated.errors import BudgetExhaustedError, CohortError, FederatedError, LedgerError
+from federated.errors import (
+    BudgetExhaustedError,
+    CohortError,
+    FederatedError,
+    LedgerError,
+    ProtocolError,
+    RefusedError,
+)
 from federated.ledger import Ledger
 from federated.manifest import roster_hash
 from federated.node.agent import RunFacts
 from federated.node.budget import Budget, Cap
 from federated.node.consent import Consents
+from federated.node.contact import Question
 from federated.node.enrolment import Enrolment, enrol
 from federated.node.keeper import FileKeeper
 from federated.node.receipts import Receipts
 from federated.node.service import NodeService
 from federated.node.store import Store
-from federated.rounds import sign_reply
+from federated.rounds import Greeting, encode, open_reply, parse, sign_reply
 from federated.signed_study import SignedStudy
 from federated.study_log import make_bundle
 from federated.study_run import STAGES, Patience, RoundOutcome, RunPorts, StudyRun
@@ -67,6 +75,8 @@ class World:
         default_factory=dict
     )
     asked: list[str] = field(default_factory=list)
+    #: For how many people a node may say that it speaks, by its enrolment.
+    most_people: int = len(PEOPLE)
 
     def ask(
         self, stage: str, payloads: Mapping[str, bytes], patience: Patience
@@ -87,7 +97,10 @@ class World:
         return answers
 
     def run(self, *, round_number: int = 0, run_id: int = RUN) -> RoundOutcome:
-        ports = RunPorts(
+        return StudyRun(self.signed, self.ports(), run_id=run_id).ask("hours", round_number)
+
+    def ports(self) -> RunPorts:
+        return RunPorts(
             exchange=self,
             ledger=self.ledger,
             roster={name: node.keys.identity_public for name, node in self.nodes.items()},
@@ -95,8 +108,8 @@ class World:
             prove=lambda size: make_bundle(self.log.directory, self.index, from_size=size).encode(),
             random=SystemBits(),
             participants=lambda name: [f"device:{name}"],
+            most_people=lambda _: self.most_people,
         )
-        return StudyRun(self.signed, ports, run_id=run_id).ask("hours", round_number)
 
     def reserved(self, round_number: int = 0) -> bool:
         study = self.signed.study.study_hash
@@ -292,12 +305,12 @@ def test_a_reply_to_another_stage_or_request_does_not_count(world: World) -> Non
     assert world.run().nodes == 4
 
 
-def test_asks_nobody_whose_budget_would_not_do(world: World) -> None:
-    world.run()
+def test_asks_nobody_whose_budget_would_not_do(world: World, tmp_path: Path) -> None:
+    world.ledger = make_ledger(f"sqlite:///{tmp_path / 'small.sqlite3'}", world.recorded, cap=0.5)
     with pytest.raises(BudgetExhaustedError):
-        world.run(round_number=1)
-    assert world.asked == [*STAGES, "greet"]
-    assert not world.reserved(1)
+        world.run()
+    assert world.asked == ["greet"]
+    assert not world.reserved()
 
 
 def test_never_dispatches_the_same_round_twice(world: World) -> None:
@@ -306,9 +319,24 @@ def test_never_dispatches_the_same_round_twice(world: World) -> None:
     with pytest.raises(CohortError):
         world.run()
     world.faults.clear()
+    before = list(world.asked)
+    with pytest.raises(CohortError, match="0 of 5 nodes"):
+        world.run()
+    assert world.asked == [*before, "greet"]
+
+
+def test_never_reserves_the_same_round_twice(world: World) -> None:
+    """Not even where every node would answer it again."""
+    world.run()
+    for node in world.nodes.values():
+        with node.store.database.transaction():
+            node.store.database.run("DELETE FROM spends")
+        node.store.keeper.set("counter", "0")
+    before = list(world.asked)
     with pytest.raises(FederatedError) as caught:
         world.run()
     assert isinstance(caught.value, LedgerError | BudgetExhaustedError)
+    assert world.asked == [*before, "greet"]
 
 
 def test_dispatches_nothing_when_the_ledger_fails(world: World) -> None:
@@ -358,7 +386,7 @@ def test_people_are_told_of_a_round_that_nobody_went_on_with(world: World) -> No
         world.run()
     service = world.nodes["node-1"].service
     service.tidy()
-    assert world.receipts("node-1") == []
+    assert world.receipts("node-1") == ["reserved"]
     late = time.monotonic() + 10_000
     service._ports = replace(service._ports, ticks=lambda: late)
     service.tidy()
@@ -371,4 +399,174 @@ def test_consent_that_was_taken_back_is_respected(world: World) -> None:
         Consents(store).revoke(person, now=int(time.time()))
     outcome = world.run()
     assert outcome.nodes == 4
+    assert outcome.dropped == {"node-2": "greet: no answer"}
+    assert world.receipts("node-2") == []
+
+
+# --- What a greeting says ------------------------------------------------------------------------
+
+
+def revoke(world: World, node: str, *people: str) -> None:
+    store = world.nodes[node].store
+    for name in people:
+        Consents(store).revoke(store.person(name), now=int(time.time()))
+
+
+def claims(world: World, node: str, **changes: object) -> None:
+    """Let a node say something else in its greeting, under its own signature."""
+
+    def forged(reply: bytes, request: bytes) -> bytes:
+        said = msgspec.structs.replace(parse(Greeting, reply[64:]), **changes)
+        return world.sign(node, encode(said), "greet", request)
+
+    world.faults[node, "greet"] = forged
+
+
+def test_counts_those_who_would_be_let_in_and_nobody_else(world: World) -> None:
+    revoke(world, "node-2", "me", "you")
+    revoke(world, "node-3", "he")
+    store = world.nodes["node-3"].store
+    store.set_state(store.person("she"), "paused", now=int(time.time()))
+    outcome = world.run()
+    assert (outcome.nodes, outcome.people) == (5, 21)
+    assert world.receipts("node-4") == ["allowed"]
+
+
+@pytest.mark.parametrize("minimum_cohort", [25])
+def test_those_who_did_not_agree_do_not_fill_a_cohort(world: World) -> None:
+    revoke(world, "node-2", "me")
+    with pytest.raises(CohortError, match="24 people"):
+        world.run()
+    assert not world.reserved()
+
+
+@pytest.mark.parametrize("people", [0, -1, 6, 10**9 + 1, 2**62])
+def test_a_node_that_claims_more_people_than_it_may_takes_no_part(
+    world: World, people: int
+) -> None:
+    claims(world, "node-2", people=people)
+    outcome = world.run()
+    assert (outcome.nodes, outcome.people) == (4, 20)
+    assert outcome.dropped["node-2"].startswith("greet: The node speaks for")
+
+
+def test_a_claim_that_every_node_would_refuse_costs_nobody_anything(world: World) -> None:
+    world.most_people = 2**63
+    for node in ("node-2", "node-3"):
+        claims(world, node, people=10**9 + 1)
+    with pytest.raises(CohortError, match="would answer"):
+        world.run()
+    assert not world.reserved()
+
+
+@pytest.mark.parametrize(
+    "change", [{"study": "ab" * 32}, {"query": "other"}, {"run": "78"}, {"round_number": 1}]
+)
+def test_a_greeting_for_another_round_does_not_count(
+    world: World, change: Mapping[str, object]
+) -> None:
+    claims(world, "node-2", **change)
+    outcome = world.run()
+    assert outcome.nodes == 4
+    assert "another round" in outcome.dropped["node-2"]
+
+
+def test_a_greeting_is_not_taken_for_one_to_another_round(world: World) -> None:
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    earlier = world.nodes["node-2"].service.respond(facts, "greet", question(world).encode())
+    world.faults["node-2", "greet"] = lambda *_: earlier
+    outcome = world.run(round_number=1)
+    assert outcome.nodes == 4
     assert "node-2" in outcome.dropped
+
+
+def question(world: World) -> Question:
+    return Question(study=world.signed.encode(), query="hours", run=str(RUN), round_number=0)
+
+
+def greet(world: World, **changes: object) -> Greeting:
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    payload = replace(question(world), **changes).encode()  # type: ignore[arg-type]
+    node = world.nodes["node-1"]
+    reply = node.service.respond(facts, "greet", payload)
+    key = node.keys.identity_public
+    return parse(Greeting, open_reply(key, reply, run_id=RUN, stage="greet", request=payload))
+
+
+def test_a_greeting_reserves_nothing_and_tells_nobody_who_did_not_agree(world: World) -> None:
+    revoke(world, "node-1", "me")
+    assert greet(world).people == 4
+    store = world.nodes["node-1"].store
+    assert all(not Receipts(store).of(person) for person in store.people())
+    assert store.database.one("SELECT count(*) FROM spends") == (0,)
+    revoke(world, "node-1", *PEOPLE)
+    with pytest.raises(RefusedError) as caught:
+        greet(world)
+    assert caught.value.rule == "consent"
+    assert world.receipts("node-1") == []
+
+
+def unsigned(world: World) -> dict[str, object]:
+    return {"study": replace(world.signed, signatures=world.signed.signatures[1:]).encode()}
+
+
+def unconfigured(world: World) -> dict[str, object]:
+    world.configuration = {**world.configuration, "more": 1}
+    return {}
+
+
+def other_code(world: World) -> dict[str, object]:
+    world.nodes["node-1"].service._ports.guard._ports = replace(
+        world.nodes["node-1"].service._ports.guard._ports, code_hash="ab" * 32
+    )
+    return {}
+
+
+def expired(world: World) -> dict[str, object]:
+    service = world.nodes["node-1"].service
+    over = float(world.signed.study.valid_until)
+    service._ports = replace(service._ports, now=lambda: over)
+    return {}
+
+
+def not_enrolled(world: World) -> dict[str, object]:
+    database = world.nodes["node-1"].store.database
+    with database.transaction():
+        database.run("DELETE FROM meta WHERE name = 'enrolment'")
+    return {}
+
+
+def garbage(world: World) -> dict[str, object]:
+    return {"study": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (garbage, "manifest"),
+        (unsigned, "signatures"),
+        (not_enrolled, "signatures"),
+        (other_code, "code"),
+        (unconfigured, "run_configuration"),
+        (expired, "expired"),
+    ],
+)
+def test_a_greeting_about_a_study_that_is_not_in_order_gets_no_answer(
+    world: World, broken: Callable[[World], dict[str, object]], rule: str
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        greet(world, **broken(world))
+    assert caught.value.rule == rule
+    assert world.receipts("node-1") == ["refused"]
+
+
+def test_a_greeting_about_another_run_gets_no_answer(world: World) -> None:
+    with pytest.raises(ProtocolError):
+        greet(world, run=str(RUN + 1))
+
+
+def test_a_greeting_about_a_round_that_was_answered_gets_no_answer(world: World) -> None:
+    world.run()
+    with pytest.raises(RefusedError) as caught:
+        greet(world)
+    assert caught.value.rule == "repeat"
