@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from federated import study_run
 from federated.errors import (
     CohortError,
+    FederatedError,
     ProtocolError,
     RefusedError,
 )
@@ -84,6 +86,19 @@ def test_a_claim_that_every_node_would_refuse_costs_nobody_anything(world: World
         claims(world, node, people=10**9 + 1)
     with pytest.raises(CohortError, match="would answer"):
         world.run()
+    assert not world.reserved()
+
+
+def test_a_request_that_every_node_would_refuse_costs_nobody_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of it is checked as nodes check it, whatever was let through before."""
+    world.most_people = 2**63
+    monkeypatch.setattr(study_run, "MAX_PEOPLE", 2**63)
+    claims(world, "node-2", people=10**9 + 1)
+    with pytest.raises(FederatedError):
+        world.run()
+    assert world.asked == ["greet"]
     assert not world.reserved()
 
 
