@@ -186,6 +186,17 @@ class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         node = self.nodes[name]
         return (node.most_people or MOST_PEOPLE) if node.site else 1
 
+    def terms(self, name: str, site: str) -> tuple[str, int]:
+        """Site and `most_people` of a node that is enrolled, or enrolled again.
+
+        What is known of it stays unless `site` names another: whoever starts the nodes anew does
+        not make devices of sites.
+        """
+        known = self.nodes.get(name)
+        if known is None or site not in {"", known.site}:
+            return site, 0
+        return known.site, known.most_people
+
 
 def read_roster(path: Path) -> RosterFile:
     """Read the list; nobody is on one that is not there. Raises `DeploymentError`."""

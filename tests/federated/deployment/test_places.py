@@ -83,6 +83,10 @@ def test_a_device_speaks_for_one_person_and_a_site_for_as_many_as_its_enrolment_
     roster = read_roster(path)
     found = {name: roster.most_people(name) for name in roster.nodes}
     assert found == {"one": 1, "two": MOST_PEOPLE, "three": 5068}
+    # Started anew: as it was, unless another site is named.
+    assert roster.terms("three", "") == roster.terms("three", "south") == ("south", 5068)
+    assert roster.terms("three", "north") == ("north", 0)
+    assert roster.terms("four", "") == ("", 0)
     old = json.loads(path.read_text())
     del old["nodes"]["two"]["most_people"]
     path.write_text(json.dumps(old))
