@@ -30,6 +30,7 @@ from examples.visitor import secret_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SITES = 4
+UP = ("federated", "up", "--sites", "--nodes")
 START_S = 90.0
 STEP_S = 300.0
 #: Name at sign-in, and role.
@@ -128,7 +129,7 @@ def play(home: Path, say: Say) -> None:
             desk.accounts[name] = made
         desk.havengate("federated", "trust", "--board", keys["board"], "--minimum-cohort", "1000")
         stack.enter_context(
-            process(home, "federation", ["federated", "up", "--nodes", str(SITES), "--json"], "{")
+            process(home, "federation", [*UP, str(SITES), "--json"], "{")
         )
         say("a federation", f"SuperLink and {SITES} sites over TLS; a witness watches its log")
         people = import_people(desk)

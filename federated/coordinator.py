@@ -353,6 +353,7 @@ class Coordinator:
             random=SystemBits(),
             participants=self.roster.charged,
             sites=self.roster.sites(),
+            most_people=self.roster.most_people,
             say=say,
         )
         return StudyRun(signed, ports, run_id=run_id, deadlines=self.deadlines, level=self.level)

@@ -68,8 +68,9 @@ class DeclaredQuery:
 class AggregationRules:
     """What secure aggregation must hold to, in numbers of nodes.
 
-    `threshold` are needed to unmask, at most `colluding` of them are in league with the server, at
-    least `minimum_survivors` are there at the end. Sums are modulo 2^`modulus_bits`.
+    `threshold` are needed to unmask, at most `colluding` of them are in league with the server or
+    read the answer knowing the noise that they added (so at least 1 where nodes add it), at least
+    `minimum_survivors` are there at the end. Sums are modulo 2^`modulus_bits`.
     """
 
     threshold: int
@@ -244,6 +245,11 @@ def _verify_aggregation(study: Study) -> None:
     rules = study.aggregation
     _whole("aggregation.threshold", rules.threshold, 1, 10**6)
     _whole("aggregation.colluding", rules.colluding, 0, rules.threshold - 1)
+    _require(
+        rules.colluding >= 1 or study.trust_model != "secure_aggregation",
+        "`aggregation.colluding` must be at least 1: each node knows the noise that it added, and "
+        "may read the answer. It needs a `threshold` of 2 or more.",
+    )
     _whole("aggregation.minimum_survivors", rules.minimum_survivors, rules.threshold, 10**6)
     _whole("aggregation.modulus_bits", rules.modulus_bits, 8, _MODULUS_BITS)
 

@@ -88,8 +88,17 @@ def round_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:
 
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node's answer to `greet`. `log_size`: entries of the study log that it has seen."""
+    """A node's answer to `greet`: for how many people it would speak in this very round.
 
+    `study` is the study's hash; with `query`, `run` and `round_number` it says which round, so that
+    what was said of one question is never taken for another. `people` are those whom the node's
+    guard would let in, at least 1. `log_size`: entries of the study log that the node has seen.
+    """
+
+    study: str
+    query: str
+    run: str
+    round_number: int
     people: int
     log_size: int
 
@@ -112,7 +121,7 @@ def parse[M: (Greeting, Ask)](kind: type[M], data: bytes) -> M:
         raise ProtocolError(f"A message has at most {MAX_MESSAGE_BYTES} bytes.")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("A message is malformed.") from error
 
 

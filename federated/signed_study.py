@@ -146,7 +146,7 @@ def parse_signed_study(data: bytes) -> SignedStudy:
         raise ManifestError(f"A signed study has at most {MAX_SIGNED_BYTES} bytes.")
     try:
         wire = msgspec.json.decode(data, type=_Wire)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ManifestError("The signed study is malformed: ask for it again.") from error
     if len(wire.signatures) > MAX_SIGNATURES:
         raise ManifestError(f"A study carries at most {MAX_SIGNATURES} signatures.")

@@ -110,7 +110,7 @@ def parse_bundle(data: bytes) -> StudyBundle:
         raise StudyLogError(f"The proof has more than {MAX_BUNDLE_BYTES} bytes.")
     try:
         wire = msgspec.json.decode(data, type=_Wire)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise StudyLogError("The proof that the study was published is malformed.") from error
     if wire.from_size < 0 or len(wire.consistency) > MAX_PROOF_HASHES:
         raise StudyLogError("The proof that the log goes on is longer than any can be.")

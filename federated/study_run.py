@@ -12,7 +12,6 @@ the ledger says `spent`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -22,10 +21,11 @@ import structlog
 from federated.aggregation.plan import RoundPlan
 from federated.aggregation.server import RoundResult, SecureServer, Server
 from federated.aggregation.trusted import TrustedServer
+from federated.analytics.intervals import carried
 from federated.errors import CohortError, FederatedError, ProtocolError
 from federated.ledger import Reservation
 from federated.model import Answer, NoisePlan, PrivacyCost, Query, RandomBits
-from federated.node.contact import ContactRequest
+from federated.node.contact import MAX_PEOPLE, ContactRequest, Question, verify_request
 from federated.node.service import roster_of, round_name
 from federated.rounds import (
     GREET,
@@ -100,6 +100,7 @@ class RunPorts:
     `roster`: node name → raw Ed25519 public key, whole, as approved. `participants` names whom a
     node's answer charges in the ledger (a device is one; a site's people are one class); `sites`
     are those of nodes that speak for one, as the roster's hash covers them.
+    `most_people` bounds for how many people a node may say that it speaks: 1 for a device.
     `prove` makes the proof that the study was published, for a node that has seen so many entries.
     """
 
@@ -110,13 +111,18 @@ class RunPorts:
     prove: Callable[[int], bytes]
     random: RandomBits = field(repr=False)
     participants: Callable[[str], Sequence[str]]
+    most_people: Callable[[str], int]
     sites: Mapping[str, str] = field(default_factory=dict)
     say: Say = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOutcome:
-    """What one question's round gave. `dropped`: node → stage and why, in a few words."""
+    """What one question's round gave. `dropped`: node → stage and why, in a few words.
+
+    `people` is how many the nodes whose answers are in the sum spoke for; each refuses if it is
+    counted with more or fewer than its guard lets in.
+    """
 
     query: str
     round_id: str
@@ -155,7 +161,7 @@ class StudyRun:
         """
         declared = self._study.query(name)
         query = self._ports.query(declared.ask)
-        greetings = self._greet()
+        greetings, away = self._greet(name, round_number)
         self._verify_cohort(sum(one.people for one in greetings.values()), query)
         request = self._request(name, round_number, greetings)
         plan = round_plan(
@@ -166,13 +172,15 @@ class StudyRun:
             taking_part=roster_of(request),
         )
         cost = round_price(declared, query)
+        # What every node would refuse must not be paid for.
+        verify_request(request)
         reservation = self._reserve(plan, cost, request)
         result, dropped = self._stages(plan, request, greetings)
         people = sum(request.taking_part[node] for node in result.survivors)
         self._verify_cohort(people, query)
         answer = query.decode(
             result.total,
-            noise=_carried(declared.noise, result.noise_weight),
+            noise=carried(declared.noise, result.noise_weight),
             people=people,
             level=self._level,
         )
@@ -186,32 +194,53 @@ class StudyRun:
             cost=cost,
             people=people,
             nodes=len(result.survivors),
-            dropped=dropped,
+            dropped={**away, **dropped},
         )
 
     # --- Who is there ----------------------------------------------------------------------------
 
-    def _greet(self) -> dict[str, Greeting]:
-        ports, request = self._ports, b""
-        self._ports.say(f"greeting {len(ports.roster)} nodes")
-        answers = ports.exchange.ask(
-            GREET, dict.fromkeys(ports.roster, request), self._patience(self._deadlines.greet_s)
+    def _greet(self, name: str, round_number: int) -> tuple[dict[str, Greeting], Mapping[str, str]]:
+        """Who would take part in this round, and who would not: node → why, in a few words."""
+        ports = self._ports
+        question = Question(
+            study=self._signed, query=name, run=str(self._run_id), round_number=round_number
         )
-        greetings = {}
-        for node, payload in self._opened(GREET, dict.fromkeys(answers, request), answers).items():
+        request = question.encode()
+        self._ports.say(f"greeting {len(ports.roster)} nodes")
+        asks = dict.fromkeys(ports.roster, request)
+        answers = ports.exchange.ask(GREET, asks, self._patience(self._deadlines.greet_s))
+        greetings, away = {}, dict.fromkeys(ports.roster, f"{GREET}: no answer")
+        for node, payload in self._opened(GREET, asks, answers).items():
             try:
-                greeting = parse(Greeting, payload)
-            except ProtocolError:
-                continue
-            if greeting.people > 0 and greeting.log_size >= 0:
-                greetings[node] = greeting
+                greetings[node] = self._greeting(node, payload, question)
+                del away[node]
+            except ProtocolError as error:
+                away[node] = f"{GREET}: {error}"
+                _LOG.warning("federated.run.greeting_refused", node=node, **error.diagnostics())
         least = self._study.aggregation.minimum_survivors
         if len(greetings) < least:
             raise CohortError(
-                f"{len(greetings)} of {len(ports.roster)} nodes are there, {least} are needed: "
-                "nothing was reserved."
+                f"{len(greetings)} of {len(ports.roster)} nodes are there and would answer, "
+                f"{least} are needed: nothing was reserved."
             )
-        return greetings
+        return greetings, away
+
+    def _greeting(self, node: str, payload: bytes, question: Question) -> Greeting:
+        """Read one. Raises `ProtocolError` if it is of another round, or claims too much."""
+        greeting = parse(Greeting, payload)
+        meant = (greeting.study, greeting.query, greeting.run, greeting.round_number)
+        if meant != (
+            self._study.study_hash, question.query, question.run, question.round_number
+        ):  # fmt: skip
+            raise ProtocolError("The greeting is for another round than was asked about.")
+        most = min(self._ports.most_people(node), MAX_PEOPLE)
+        if not 1 <= greeting.people <= most:
+            raise ProtocolError(
+                f"The node speaks for {greeting.people} people; its enrolment says 1 to {most}."
+            )
+        if greeting.log_size < 0:
+            raise ProtocolError("The node has seen less than nothing of the log.")
+        return greeting
 
     def _patience(self, timeout_s: float) -> Patience:
         return Patience(
@@ -301,11 +330,6 @@ class StudyRun:
             except ProtocolError as error:
                 _LOG.warning("federated.run.reply_refused", node=node, **error.diagnostics())
         return opened
-
-
-def _carried(noise: NoisePlan, weight: float) -> NoisePlan:
-    """The noise that the sum really carries: for error bars, never for a claim."""
-    return replace(noise, scale=noise.scale * math.sqrt(max(1.0, weight)))
 
 
 #: Names of the stages, in order: for progress and for tests that break each.

@@ -42,7 +42,8 @@ class RoundPlan:
     - `threshold`: t, how many nodes can rebuild a vanished node's secrets; more than 2n/3.
     - `minimum_survivors`: vectors that the sum must be made of; at least t.
     - `colluding`: how many nodes may be in league with the server without the answer losing
-      privacy: the others' noise alone is the planned noise. Below t and at most 2t - n - 1.
+      privacy: the others' noise alone is the planned noise. Below t and at most 2t - n - 1, and at
+      least 1 where the nodes add noise: each knows its own, and may read the answer.
     - `noise`: None where the sum is released without (tests; sums that are public anyway).
     """
 
@@ -117,6 +118,12 @@ class RoundPlan:
                 f"{self.colluding} colluding nodes of {nodes} could show two lists of survivors at "
                 f"threshold {self.threshold}: raise the threshold or expect fewer."
             )
+        masked = self.trust_model == "secure_aggregation"
+        if masked and self.noise is not None and self.colluding < 1:
+            raise ProtocolError(
+                "At least one colluding node must be expected: whoever reads the answer and knows "
+                "his own node's noise takes that off."
+            )
 
     def _schedule(self) -> NoiseSchedule | None:
         if self.noise is None:
@@ -157,5 +164,5 @@ def default_threshold(nodes: int) -> int:
 
 
 def default_colluding(nodes: int) -> int:
-    """A sixth, rounded down: costs a fifth more variance where all survive."""
-    return nodes // 6
+    """A sixth, rounded down, at least one: costs a fifth more variance where all survive."""
+    return max(1, nodes // 6)

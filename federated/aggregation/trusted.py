@@ -121,4 +121,7 @@ class TrustedServer:
         if message.node != node:
             raise ProtocolError("The answer names another node than the one it came from.")
         residues = unpack(message.values, dimension=plan.dimension, modulus_bits=plan.modulus_bits)
-        return checked(from_residues(residues, plan.modulus_bits), plan)
+        vector = from_residues(residues, plan.modulus_bits)
+        if int(vector.max()) > plan.bound or int(vector.min()) < -plan.bound:
+            raise ProtocolError("The vector is beyond the plan's bound.")
+        return vector

@@ -67,6 +67,9 @@ def _add_up(app: typer.Typer, commands: FederationCommands) -> None:
     def up(
         *,
         nodes: Annotated[int, typer.Option(min=0, max=200, help="Nodes of this machine.")] = 0,
+        sites: Annotated[
+            bool, typer.Option("--sites", help="Each is a site that speaks for many people.")
+        ] = False,
         as_json: JSONOption = False,
     ) -> None:
         """Start the SuperLink and N nodes here, over TLS, and stay until Ctrl-C."""
@@ -82,7 +85,7 @@ def _add_up(app: typer.Typer, commands: FederationCommands) -> None:
             Federation(commands.places(), certificates, say=say) as federation,
         ):
             signal.signal(signal.SIGTERM, lambda *_: federation.leave())
-            roster = federation.enrol(names)
+            roster = federation.enrol(names, site=lambda name: name if sites else "")
             if names:
                 federation.start_nodes(names)
             found = {
@@ -183,6 +186,9 @@ def _add_enrol(app: typer.Typer, commands: FederationCommands) -> None:
         file: Annotated[Path, typer.Argument(help="What `havengate federated keys` printed.")],
         *,
         site: Annotated[str, typer.Option(help="The site, if it speaks for many people.")] = "",
+        most_people: Annotated[
+            int, typer.Option(min=0, help="For how many, at most; 0 for 100,000.")
+        ] = 0,
         as_json: JSONOption = False,
     ) -> None:
         """Put a node that runs elsewhere on the roster. Studies approved before are without it."""
@@ -202,6 +208,7 @@ def _add_enrol(app: typer.Typer, commands: FederationCommands) -> None:
             fleet=fleet,
             flower_id=str(link.enrol(fleet.encode("ascii"), name)),
             site=site,
+            most_people=most_people,
         )
         roster = add_to_roster(places.roster, name, node)
         found = {"name": name, "roster": roster.hash}

@@ -33,9 +33,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from federated.errors import DeploymentError
 from federated.manifest import roster_hash
+from federated.node.contact import MAX_PEOPLE
 from keys.private_files import make_private_directory, read_private, write_private
 
 _SECRET_BYTES: Final = 32
+#: For how many people a site may say that it speaks, where its enrolment names no other number.
+MOST_PEOPLE: Final = 100_000
 _LARGEST_FILE_BYTES: Final = 16 * 1024 * 1024
 _KEY_BYTES: Final = 32
 _CHARGED: Final = b"havengate/charged-key/v1\n"
@@ -151,12 +154,14 @@ class EnrolledNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One node of the roster. `flower_id` is given by the SuperLink; text, for it needs 64 bits.
 
     `site` is empty for a person's own device. A site's people are charged as one class.
+    `most_people` bounds for how many a site may say that it speaks; 0 for `MOST_PEOPLE`.
     """
 
     identity: str
     fleet: str
     flower_id: str
     site: str = ""
+    most_people: int = 0
 
     @property
     def charged_key(self) -> str:
@@ -194,6 +199,25 @@ class RosterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         node = self.nodes[name]
         return [node.charged_key, f"site:{node.site}" if node.site else f"device:{name}"]
 
+    def most_people(self, name: str) -> int:
+        """For how many people this node may say that it speaks: a device, for the one whose it is.
+
+        So that no node can fill a cohort alone, nor make a request that every other refuses.
+        """
+        node = self.nodes[name]
+        return (node.most_people or MOST_PEOPLE) if node.site else 1
+
+    def terms(self, name: str, site: str) -> tuple[str, int]:
+        """Site and `most_people` of a node that is enrolled, or enrolled again.
+
+        What is known of it stays unless `site` names another: whoever starts the nodes anew does
+        not make devices of sites.
+        """
+        known = self.nodes.get(name)
+        if known is None or site not in {"", known.site}:
+            return site, 0
+        return known.site, known.most_people
+
 
 def read_roster(path: Path) -> RosterFile:
     """Read the list; nobody is on one that is not there.
@@ -208,6 +232,8 @@ def read_roster(path: Path) -> RosterFile:
         roster = msgspec.json.decode(path.read_bytes(), type=RosterFile)
         roster.flower_ids()
         _verify_nodes(roster)
+        if not all(0 <= node.most_people <= MAX_PEOPLE for node in roster.nodes.values()):
+            raise DeploymentError(f"{path}: `most_people` is a number from 0 to {MAX_PEOPLE}.")
     except (msgspec.DecodeError, ValueError) as error:
         raise DeploymentError(f"{path} is not a roster: {error}") from error
     return roster

@@ -133,11 +133,13 @@ class Federation:
             if not (directory / "device.store").exists():
                 keeper = FileKeeper(directory / "device.keys")
                 Store.create(directory / "device.store", keeper).close()
+            own_site, most_people = roster.terms(name, site(name))
             node = EnrolledNode(
                 identity=keys.identity_public.hex(),
                 fleet=keys.fleet_public.decode("ascii"),
                 flower_id=str(link.enrol(keys.fleet_public, name)),
-                site=site(name),
+                site=own_site,
+                most_people=most_people,
             )
             roster = add_to_roster(self._places.roster, name, node)
         return roster

@@ -120,23 +120,25 @@ class Agent:
                 pause_s = min(pause_s * self._pace.growth, longest_s)
 
     def _one(self, connection: FleetConnection, node_id: int) -> bool:
-        """Answer the next message; return whether there was one."""
+        """Answer the next message; return whether there was one. Raises `DeploymentError` alone."""
         try:
-            message = connection.pull()
+            return self._next(connection, node_id)
+        except DeploymentError:
+            raise
         except FederatedError as error:
-            if isinstance(error, DeploymentError):
-                raise
             _LOG.warning("federated.agent.malformed", **error.diagnostics())
-            return True
+            return isinstance(error, ProtocolError)
+        except Exception as error:  # noqa: BLE001 - a node that dies takes all its people with it
+            # What Flower makes of a hostile answer is of any kind. It pauses as if nothing came.
+            _LOG.error("federated.agent.bug", error=type(error).__name__)
+            return False
+
+    def _next(self, connection: FleetConnection, node_id: int) -> bool:
+        message = connection.pull()
         if message is None:
             self._service.tidy()
             return False
-        try:
-            reply = self._answer(connection, node_id, message)
-        except ProtocolError as error:
-            _LOG.warning("federated.agent.malformed", **error.diagnostics())
-            return True
-        connection.push(reply)
+        connection.push(self._answer(connection, node_id, message))
         return True
 
     def _answer(self, connection: FleetConnection, node_id: int, message: Message) -> Message:

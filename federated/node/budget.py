@@ -183,35 +183,39 @@ class Budget:
     ) -> Mapping[int, str]:  # fmt: skip
         """Who may not pay, by number, and why: `repeat`, `rounds`, `study_budget` or `budget`.
 
+        A round of a study that was seen here at all is a `repeat` for everybody, for those too who
+        came since: with another set of people its two answers would differ by them alone.
         `epsilon` at `delta` is what the study promised each person for all of it, `answers` how
         often it may ask. A cost that cannot be composed counts as unbounded.
         """
+        if self._seen(contact):
+            return {person.number: "repeat" for person in people}
         history = self._history()
         cap = self.cap()
         new = encode_cost(contact.cost)
-        place = (contact.query, contact.run, contact.round_number)
         study = _study_key(contact)
         verdicts = {}
         for person in people:
             rows = history.get(self._store.tag(person), ())
             own = [row for row in rows if row[0] == study]
-            if any(row[1:4] == place for row in own):
-                verdicts[person.number] = "repeat"
-            elif len(own) >= answers:
+            if len(own) >= answers:
                 verdicts[person.number] = "rounds"
-            elif not self._fits([*(row[4] for row in own), new], Cap(epsilon=epsilon, delta=delta)):
+            elif not self._fits([*(row[1] for row in own), new], Cap(epsilon=epsilon, delta=delta)):
                 verdicts[person.number] = "study_budget"
-            elif not self._fits([*(row[4] for row in rows), new], cap, adaptive=True):
+            elif not self._fits([*(row[1] for row in rows), new], cap, adaptive=True):
                 verdicts[person.number] = "budget"
         return verdicts
 
     def reserve(self, people: Sequence[Person], contact: Contact, *, now: int) -> tuple[int, ...]:
         """Reserve for each; durable when the outermost transaction ends. Returns the rows' numbers.
 
-        Raises `LedgerError` if this is an older copy, and then nobody may be answered for.
+        Raises `LedgerError` if this is an older copy, or if the round was seen here before; then
+        nobody may be answered for.
         """
         with self._database.transaction():
             number, link = self._verify_newest()
+            if self._seen(contact):
+                raise LedgerError("This round was reserved here before: it is answered once.")
             rows = []
             for person in people:
                 number += 1
@@ -245,13 +249,18 @@ class Budget:
                     f"{max(0, marked)} that are not spent yet: nothing is read."
                 )
 
-    def _history(self) -> dict[str, tuple[tuple[str, str, str, int, str], ...]]:
-        found: dict[str, list[tuple[str, str, str, int, str]]] = {}
-        for who, *row in self._database.all(
-            "SELECT who, study, query, run, round, cost FROM spends"
-        ):
-            study, query, run, round_number, cost = row
-            found.setdefault(who, []).append((study, query, run, round_number, cost))
+    def _seen(self, contact: Contact) -> bool:
+        """Whether anything was ever reserved here for this round of the study, on whomever."""
+        found = self._database.one(
+            "SELECT 1 FROM spends WHERE study = ? AND run = ? AND round = ? LIMIT 1",
+            [_study_key(contact), contact.run, contact.round_number],
+        )
+        return found is not None
+
+    def _history(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        found: dict[str, list[tuple[str, str]]] = {}
+        for who, study, cost in self._database.all("SELECT who, study, cost FROM spends"):
+            found.setdefault(who, []).append((study, cost))
         return {who: tuple(rows) for who, rows in found.items()}
 
     def _fits(self, costs: Sequence[str], cap: Cap, *, adaptive: bool = False) -> bool:

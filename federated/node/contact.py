@@ -21,10 +21,33 @@ MAX_PEOPLE: Final = 10**9
 _KEY_BYTES: Final = 32
 #: Names of nodes are short: a roster of the largest size fits.
 MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256
+MAX_QUESTION_BYTES: Final = MAX_SIGNED_BYTES + 1024
 _QUERY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
 _SITE = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Which answer is meant: what a greeting asks about. Parsed, not believed.
+
+    `study` is a signed study (`SignedStudy.encode`), `query` one of its questions; `run` and
+    `round_number` tell answers apart.
+    """
+
+    study: bytes = field(repr=False)
+    query: str
+    run: str
+    round_number: int
+
+    def encode(self) -> bytes:
+        """The form in which it travels; `parse_question` reads it."""
+        return msgspec.msgpack.encode(
+            _WireQuestion(
+                study=self.study, query=self.query, run=self.run, round_number=self.round_number
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +70,13 @@ class ContactRequest:
     taking_part: Mapping[str, int] = field(repr=False)
     sites: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def question(self) -> Question:
+        """What is asked, without who takes part."""
+        return Question(
+            study=self.study, query=self.query, run=self.run, round_number=self.round_number
+        )
+
     def encode(self) -> bytes:
         """The form in which it travels; `parse_request` reads it."""
         return msgspec.msgpack.encode(
@@ -63,6 +93,13 @@ class ContactRequest:
         )
 
 
+class _WireQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    study: bytes
+    query: str
+    run: str
+    round_number: int
+
+
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     study: bytes
     proof: bytes
@@ -72,6 +109,29 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     roster: dict[str, bytes]
     taking_part: dict[str, int]
     sites: dict[str, str] = {}
+
+
+def parse_question(data: bytes) -> Question:
+    """Read what `Question.encode` makes. Raises `ManifestError`."""
+    if len(data) > MAX_QUESTION_BYTES:
+        raise ManifestError(f"A question has at most {MAX_QUESTION_BYTES} bytes.")
+    try:
+        wire = msgspec.msgpack.decode(data, type=_WireQuestion)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError("The question is malformed.") from error
+    question = Question(
+        study=wire.study, query=wire.query, run=wire.run, round_number=wire.round_number
+    )
+    verify_question(question)
+    return question
+
+
+def verify_question(question: Question) -> None:
+    """Check names and bounds. Raises `ManifestError`."""
+    if not _QUERY(question.query) or not _RUN(question.run):
+        raise ManifestError("A request names its query and its run by short plain names.")
+    if not 0 <= question.round_number < 2**31:
+        raise ManifestError("A request's round is a number from 0.")
 
 
 def parse_request(data: bytes) -> ContactRequest:
@@ -89,10 +149,7 @@ def parse_request(data: bytes) -> ContactRequest:
 
 def verify_request(request: ContactRequest) -> None:
     """Check names and bounds. Raises `ManifestError`."""
-    if not _QUERY(request.query) or not _RUN(request.run):
-        raise ManifestError("A request names its query and its run by short plain names.")
-    if not 0 <= request.round_number < 2**31:
-        raise ManifestError("A request's round is a number from 0.")
+    verify_question(request.question)
     if not 0 < len(request.roster) <= MAX_NODES or len(request.taking_part) > MAX_NODES:
         raise ManifestError(f"A roster names 1 to {MAX_NODES} nodes.")
     for node, key in request.roster.items():

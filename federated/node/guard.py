@@ -6,11 +6,11 @@ from the server is taken for hostile; whom to believe was told at enrolment (`no
 The rules, in order: `ledger` (this is the newest copy of the store), `manifest` (well-formed),
 `signatures` (coordinator, ethics board, every site, by keys known since enrolment), `study_log`
 (published in a log that continues the one seen so far, cosigned by a trusted witness), `code` and
-`run_configuration` (equal to what was signed), `roster`, `trust_model`, `expired`, `columns`; then
-for each person `paused`, `left`, `withdrawn`, `consent`; then `cohort`; then `cost` (the node's own
-price, no dearer than promised); then for each person `repeat`, `rounds`, `study_budget`, `budget`.
-The first that fails refuses, and leaves a receipt. What is allowed is reserved first, spent next,
-and only then read.
+`run_configuration` (equal to what was signed), `trust_model`, `expired`, `columns`, `roster`; then
+for each person `paused`, `left`, `withdrawn`, `consent`; then `cost` (the node's own price, no
+dearer than promised); then for each person `repeat`, `rounds`, `study_budget`, `budget`; then, over
+those who are left, `cohort` and `plan`. The first that fails refuses, and leaves a receipt. What is
+allowed is reserved first, spent next, and only then read.
 """
 
 from __future__ import annotations
@@ -21,39 +21,31 @@ from typing import Final
 
 import msgspec
 
-from federated.errors import (
-    ApprovalError,
-    FederatedError,
-    LedgerError,
-    ManifestError,
-    RefusedError,
-    StudyLogError,
-)
+from federated.errors import LedgerError, RefusedError
 from federated.manifest import ConfigValue, DeclaredQuery, Study
 from federated.model import PersonRows, PrivacyCost
 from federated.node import enrolment as enrolments
 from federated.node.budget import Budget, Contact
 from federated.node.consent import Asked, Consents
-from federated.node.contact import ContactRequest
+from federated.node.contact import ContactRequest, Question
 from federated.node.enrolment import Enrolment
-from federated.node.receipts import Outcome, Receipts, Told
+from federated.node.receipts import Receipts, Told
 from federated.node.rules import (
     asked_query,
+    bounded_price,
     enrolment_of,
     kind_of,
     parse_contact,
-    typed,
-    verify_claim,
+    parse_greeted,
     verify_cohort,
+    verify_log,
     verify_roster,
+    verify_run,
+    verify_signatures,
     verify_terms,
+    verify_time,
 )
 from federated.node.store import Person, Store
-from federated.signed_study import SignedStudy, verify_study
-from federated.study_log import parse_bundle, verify_bundle
-
-_SLACK: Final = 1e-9
-_MAX_REASON: Final = 500
 
 #: What each rule about one person says on the person's receipt.
 REASONS: Final[Mapping[str, str]] = {
@@ -64,11 +56,14 @@ REASONS: Final[Mapping[str, str]] = {
         "You did not agree to this kind of question about these data for this purpose, or you "
         "took it back."
     ),
-    "repeat": "This question was answered in this round already; an answer is given once.",
+    "repeat": "This round was asked here already; a round is answered once.",
     "rounds": "The study has asked as often as it said that it would.",
     "study_budget": "The study would spend more on you than it promised.",
     "budget": "It would spend more than your privacy budget.",
 }
+
+#: Raises if no round can be made of the request: nothing is to be reserved for it then.
+type Prepare = Callable[[ContactRequest, Study, DeclaredQuery], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +71,8 @@ class GuardPorts:
     """What the guard cannot know by itself.
 
     `price` is what one answer costs a person, from the query's own sensitivity and the declared
-    noise; it raises `FederatedError` where there is no bound. `code_hash` is that of the code
-    installed here (`federated.code_hash`).
+    noise; it raises where there is no bound. `code_hash` is that of the code installed here
+    (`federated.code_hash`).
     """
 
     price: Callable[[Study, DeclaredQuery], PrivacyCost]
@@ -86,7 +81,10 @@ class GuardPorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """That these people are answered for. Only `Guard.rows` makes rows of it, once."""
+    """That these people are answered for. Only `Guard.rows` makes rows of it, once.
+
+    `receipts`: person → receipt, by number; each says `reserved` until `rows` or `failed`.
+    """
 
     study: Study
     query: DeclaredQuery
@@ -95,8 +93,29 @@ class Admission:
     request: ContactRequest = field(repr=False)
     told: Told = field(repr=False)
     reserved: tuple[int, ...] = field(repr=False)
+    receipts: Mapping[int, int] = field(repr=False)
     #: The one right to read; taken by the first reader.
     ticket: list[None] = field(default_factory=lambda: [None], repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What a greeting is answered with: how many people would be let in now, at least one."""
+
+    question: Question = field(repr=False)
+    study_hash: str
+    people: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Contact:
+    """One contact: what it came with, and what a receipt may say of it so far."""
+
+    configuration: Mapping[str, ConfigValue]
+    now: int
+    #: A greeting asks nobody anything: who did not agree hears nothing of it.
+    greeting: bool = False
+    told: Told = field(default_factory=Told)
 
 
 class Guard:
@@ -109,22 +128,46 @@ class Guard:
         self._consents = Consents(store)
         self._receipts = Receipts(store)
 
+    def foresee(
+        self,
+        question: bytes | Question,
+        *,
+        configuration: Mapping[str, ConfigValue],
+        now: int,
+    ) -> Foreseen:
+        """How many people `admit` would let in now. Nothing is reserved, remembered or read.
+
+        By the same rules, but for those about what a greeting does not hold: `study_log`, `roster`,
+        `cohort`, `plan`. Raises `RefusedError` where they refuse, or where nobody would be let in.
+        Receipts tell of what was refused as a whole, and tell those who agreed why they cannot take
+        part; who did not agree was not asked, and hears nothing.
+        """
+        contact = _Contact(configuration=configuration, now=now, greeting=True)
+        with self._store.database.transaction():
+            verdict = self._foresee(question, contact)
+        if isinstance(verdict, RefusedError):
+            raise verdict
+        return verdict
+
     def admit(
         self,
         request: bytes | ContactRequest,
         *,
         configuration: Mapping[str, ConfigValue],
         now: int,
+        prepare: Prepare = lambda *_: None,
     ) -> Admission:
         """Decide about one contact; reserve what it costs those who are let in.
 
-        `configuration` is the whole run configuration that the run was really given. Raises
-        `RefusedError` with the rule and a reason in plain words if nobody is let in; each person
-        concerned then has a receipt. No row is read here.
+        `configuration` is the whole run configuration that the run was really given. `prepare` is
+        called last, before anything is reserved. Raises `RefusedError` with the rule and a reason
+        in plain words if nobody is let in; each person concerned then has a receipt. No row is read
+        here.
         """
+        contact = _Contact(configuration=configuration, now=now)
         with self._store.database.transaction():
             # Decided and recorded in one transaction, refusals too: raising inside would undo them.
-            verdict = self._decide(request, configuration, now)
+            verdict = self._decide(request, contact, prepare)
         if isinstance(verdict, RefusedError):
             raise verdict
         return verdict
@@ -134,15 +177,16 @@ class Guard:
 
         Marks what was reserved as spent before the first is read. Whoever paused, left, withdrew or
         took consent back since is left out; what was reserved on them stays spent. Raises
-        `RefusedError` if these rows were read before.
+        `RefusedError` if these rows were read before, or if the study's time is over by now.
         """
         with self._store.database.transaction():
             # Popping is atomic: of two readers one finds nothing.
             if not admission.ticket:
                 raise RefusedError("The rows of an answer are read once.", rule="repeat")
             admission.ticket.pop()
-            self._budget.spend(admission.reserved)
             people = self._still(admission, now)
+        if isinstance(people, RefusedError):
+            raise people
         columns = frozenset(admission.query.columns)
         for person in people:
             yield person, self._store.rows(person, columns)
@@ -150,145 +194,104 @@ class Guard:
     def failed(self, admission: Admission, reason: str, *, now: int) -> None:
         """Tell those let in that the round came to nothing. What was reserved stays spent."""
         told = msgspec.structs.replace(admission.told, reason=reason)
-        self._receipts.give(admission.people, "failed", told, now=now)
+        self._receipts.fail(admission.receipts.values(), told, now=now)
 
     # --- The order of the rules ----------------------------------------------------------------
 
+    def _foresee(self, question: bytes | Question, contact: _Contact) -> Foreseen | RefusedError:
+        try:
+            self._verify_ledger()
+            parsed, signed = parse_greeted(question)
+            enrolled = enrolment_of(self._store)
+            verify_signatures(signed, enrolled)
+            query = self._verify_asked(signed.study, parsed, enrolled, contact)
+        except RefusedError as refusal:
+            return self._tell_all(refusal, contact)
+        found = self._payers(signed.study, query, parsed, contact)
+        if isinstance(found, RefusedError):
+            return found
+        return Foreseen(question=parsed, study_hash=signed.study.study_hash, people=len(found[0]))
+
     def _decide(
-        self,
-        request: bytes | ContactRequest,
-        configuration: Mapping[str, ConfigValue],
-        now: int,
+        self, request: bytes | ContactRequest, contact: _Contact, prepare: Prepare
     ) -> Admission | RefusedError:
-        told = Told()
         try:
             # An older copy believes, and remembers, whom it should not any more.
             self._verify_ledger()
             parsed, signed = parse_contact(request)
-            enrolled = enrolment_of(self._store)
-            self._verify_published(parsed, signed, enrolled)
-            study = signed.study
-            told = _told(study)
-            self._verify_run(study, configuration)
+            enrolled, study = enrolment_of(self._store), signed.study
+            verify_signatures(signed, enrolled)
+            self._verify_log(parsed, study, enrolled)
+            query = self._verify_asked(study, parsed.question, enrolled, contact)
             verify_roster(parsed, study, enrolled)
-            verify_terms(study, enrolled, now)
-            query = asked_query(study, parsed)
-            told = msgspec.structs.replace(told, query=query.name, columns=query.columns)
         except RefusedError as refusal:
-            self._tell_all(refusal, told, now)
-            return refusal
-        return self._decide_for_people(parsed, study, query, enrolled, told, now)
+            return self._tell_all(refusal, contact)
+        found = self._payers(study, query, parsed.question, contact)
+        if isinstance(found, RefusedError):
+            return found
+        people, paid = found
+        try:
+            verify_cohort(parsed, study, enrolled, len(people))
+            _prepared(prepare, parsed, study, query)
+        except RefusedError as refusal:
+            return self._tell(people, refusal, contact)
+        reserved = self._budget.reserve(people, paid, now=contact.now)
+        told = msgspec.structs.replace(contact.told, epsilon=paid.cost.epsilon, people=len(people))
+        receipts = self._receipts.reserve(people, told, now=contact.now)
+        return Admission(
+            study=study, query=query, cost=paid.cost, people=people, request=parsed,
+            told=told, reserved=reserved, receipts=receipts,
+        )  # fmt: skip
 
-    def _decide_for_people(
-        self,
-        request: ContactRequest,
-        study: Study,
-        query: DeclaredQuery,
-        enrolled: Enrolment,
-        told: Told,
-        now: int,
-    ) -> Admission | RefusedError:
+    def _verify_asked(
+        self, study: Study, question: Question, enrolled: Enrolment, contact: _Contact
+    ) -> DeclaredQuery:
+        """The rules about a study whose signatures are verified, and about its question."""
+        contact.told = _told(study)
+        verify_run(study, contact.configuration, self._ports.code_hash)
+        verify_terms(study, enrolled, contact.now)
+        query = asked_query(study, question.query)
+        contact.told = msgspec.structs.replace(
+            contact.told, query=query.name, columns=query.columns
+        )
+        return query
+
+    def _verify_log(self, request: ContactRequest, study: Study, enrolled: Enrolment) -> None:
+        seen = enrolments.remembered(self._store, enrolled.origin)
+        enrolments.remember(self._store, verify_log(request.proof, study, enrolled, seen))
+
+    # --- Rules about people --------------------------------------------------------------------
+
+    def _payers(
+        self, study: Study, query: DeclaredQuery, question: Question, contact: _Contact
+    ) -> tuple[tuple[Person, ...], Contact] | RefusedError:
+        """Those who agreed and can pay, at least one, and what each pays for."""
         everybody = self._store.people()
         out = self._unwilling(everybody, study, query)
-        people, refusal = self._without(everybody, out, told, now)
+        people, refusal = self._without(everybody, out, contact, tell=not contact.greeting)
         if refusal is not None:
             return refusal
         try:
-            verify_cohort(request, study, enrolled, len(everybody))
-            cost = self._price(study, query)
+            cost = bounded_price(self._ports.price, study, query)
         except RefusedError as found:
-            self._tell(people, found, told, now)
-            return found
-        contact = Contact(
+            return self._tell(people, found, contact)
+        paid = Contact(
             study=study.id, study_hash=study.study_hash, query=query.name,
-            run=request.run, round_number=request.round_number, cost=cost,
+            run=question.run, round_number=question.round_number, cost=cost,
         )  # fmt: skip
         poor = self._budget.judge(
-            people, contact, epsilon=study.epsilon, delta=study.delta, answers=study.rounds
+            people, paid, epsilon=study.epsilon, delta=study.delta, answers=study.rounds
         )
-        people, refusal = self._without(people, poor, told, now)
-        if refusal is not None:
-            return refusal
-        try:
-            verify_claim(request, enrolled, len(people))
-        except RefusedError as found:
-            self._tell(people, found, told, now)
-            return found
-        reserved = self._budget.reserve(people, contact, now=now)
-        told = msgspec.structs.replace(told, epsilon=cost.epsilon, people=len(people))
-        return Admission(
-            study=study, query=query, cost=cost, people=people, request=request,
-            told=told, reserved=reserved,
-        )  # fmt: skip
-
-    # --- Rules about the contact ---------------------------------------------------------------
-
-    def _verify_published(
-        self, request: ContactRequest, signed: SignedStudy, enrolled: Enrolment
-    ) -> None:
-        try:
-            verify_study(signed, enrolled.trusted())
-        except (ApprovalError, ManifestError) as error:
-            raise RefusedError(
-                f"The study is not signed by everybody who must agree: {error}", rule="signatures"
-            ) from error
-        try:
-            memory = verify_bundle(
-                parse_bundle(request.proof),
-                study_hash=signed.study.study_hash,
-                remembered=enrolments.remembered(self._store, enrolled.origin),
-                log_keys=enrolled.log_verifiers(),
-                witness_keys=enrolled.witness_verifiers(),
-                witnesses=enrolled.witnesses,
-            )
-        except StudyLogError as error:
-            raise RefusedError(
-                f"That the study was published is not proven: {error}", rule="study_log"
-            ) from error
-        except ValueError as error:
-            raise RefusedError(
-                "That the study was published is not proven: the proof is malformed.",
-                rule="study_log",
-            ) from error
-        enrolments.remember(self._store, memory)
-
-    def _verify_run(self, study: Study, configuration: Mapping[str, ConfigValue]) -> None:
-        if study.code_hash != self._ports.code_hash:
-            raise RefusedError(
-                "The study was approved for another version of the program than the one that is "
-                "installed here.",
-                rule="code",
-            )
-        if typed(configuration) != typed(study.run_configuration()):
-            raise RefusedError(
-                "The run was started with other settings than those that were approved.",
-                rule="run_configuration",
-            )
-
-    def _price(self, study: Study, query: DeclaredQuery) -> PrivacyCost:
-        try:
-            cost = self._ports.price(study, query)
-        except FederatedError as error:
-            raise RefusedError(
-                "What an answer would cost cannot be bounded here.", rule="cost"
-            ) from error
-        # Said so that a figure that is no number is refused too.
-        kept = 0 < cost.epsilon <= query.epsilon * (1 + _SLACK) and 0 <= cost.delta <= query.delta
-        if not kept or cost.noise != query.noise:
-            raise RefusedError(
-                f"An answer would cost ε = {cost.epsilon:.3g}; the study promised "
-                f"{query.epsilon:.3g}.",
-                rule="cost",
-            )
-        return cost
+        # Where others take part the request itself follows a greeting, and tells them then.
+        nobody = len(poor) == len(people)
+        people, refusal = self._without(people, poor, contact, tell=nobody or not contact.greeting)
+        return (people, paid) if refusal is None else refusal
 
     def _verify_ledger(self) -> None:
         try:
             self._budget.ready()
         except LedgerError as error:
             raise RefusedError(str(error), rule="ledger") from error
-
-    # --- Rules about people --------------------------------------------------------------------
 
     def _unwilling(
         self, people: Sequence[Person], study: Study, query: DeclaredQuery
@@ -312,27 +315,40 @@ class Guard:
                 out[person.number] = "consent"
         return out
 
-    def _still(self, admission: Admission, now: int) -> Sequence[Person]:
-        admitted = {person.number for person in admission.people}
-        current = [person for person in self._store.people() if person.number in admitted]
+    def _still(self, admission: Admission, now: int) -> Sequence[Person] | RefusedError:
+        """Mark as spent; return those who may still be read, and tell everybody."""
+        receipts = admission.receipts
+        try:
+            verify_time(admission.study, now)
+        except RefusedError as refusal:
+            told = _with(admission.told, refusal)
+            self._receipts.settle([(one, told) for one in receipts.values()], "refused", now=now)
+            return refusal
+        self._budget.spend(admission.reserved)
+        current = [person for person in self._store.people() if person.number in receipts]
         gone = self._unwilling(current, admission.study, admission.query)
-        self._without(current, gone, admission.told, now)
+        for number, rule in gone.items():
+            told = _with(admission.told, RefusedError(REASONS[rule], rule=rule))
+            self._receipts.settle([(receipts[number], told)], "refused", now=now)
         people = [person for person in current if person.number not in gone]
-        told = [
-            (person, msgspec.structs.replace(admission.told, left=self._budget.left(person)))
+        allowed = [
+            (
+                receipts[person.number],
+                msgspec.structs.replace(admission.told, left=self._budget.left(person)),
+            )
             for person in people
         ]
-        self._receipts.give_each(told, "allowed", now=now)
+        self._receipts.settle(allowed, "allowed", now=now)
         return people
 
     def _without(
-        self, people: Sequence[Person], out: Mapping[int, str], told: Told, now: int
+        self, people: Sequence[Person], out: Mapping[int, str], contact: _Contact, *, tell: bool
     ) -> tuple[tuple[Person, ...], RefusedError | None]:
-        """Tell those who are out why; return the others, or the refusal if there is nobody."""
+        """Those who are not out, and the refusal if there is nobody; tells those who are, why."""
         left = tuple(person for person in people if person.number not in out)
-        for rule in dict.fromkeys(out.values()):
+        for rule in dict.fromkeys(out.values()) if tell else ():
             refused = [person for person in people if out.get(person.number) == rule]
-            self._tell(refused, RefusedError(REASONS[rule], rule=rule), told, now)
+            self._tell(refused, RefusedError(REASONS[rule], rule=rule), contact)
         if left:
             return left, None
         if not out:
@@ -343,12 +359,29 @@ class Guard:
 
     # --- Receipts ------------------------------------------------------------------------------
 
-    def _tell(self, people: Sequence[Person], refusal: RefusedError, told: Told, now: int) -> None:
-        self._receipts.give(people, "refused", _with(told, refusal), now=now)
+    def _tell(
+        self, people: Sequence[Person], refusal: RefusedError, contact: _Contact
+    ) -> RefusedError:
+        told = _with(contact.told, refusal)
+        self._receipts.give(people, "refused", told, now=contact.now)
+        return refusal
 
-    def _tell_all(self, refusal: RefusedError, told: Told, now: int) -> None:
-        outcome: Outcome = "refused"
-        self._receipts.give_all(outcome, _with(told, refusal), now=now)
+    def _tell_all(self, refusal: RefusedError, contact: _Contact) -> RefusedError:
+        self._receipts.give_all("refused", _with(contact.told, refusal), now=contact.now)
+        return refusal
+
+
+def _prepared(
+    prepare: Prepare, request: ContactRequest, study: Study, query: DeclaredQuery
+) -> None:
+    try:
+        prepare(request, study, query)
+    except Exception as error:
+        # Of whatever kind: what cannot begin must not cost anything.
+        raise RefusedError(
+            "No round can be made of it with this node: it was planned otherwise than approved.",
+            rule="plan",
+        ) from error
 
 
 def _told(study: Study) -> Told:
@@ -363,6 +396,4 @@ def _told(study: Study) -> Told:
 
 
 def _with(told: Told, refusal: RefusedError) -> Told:
-    # Part of a reason may be what the server sent: nothing in it may steer a terminal, or be long.
-    plain = "".join(c if c.isprintable() else "?" for c in refusal.reason[:_MAX_REASON])
-    return msgspec.structs.replace(told, rule=refusal.rule, reason=plain)
+    return msgspec.structs.replace(told, rule=refusal.rule, reason=refusal.reason)

@@ -2,8 +2,12 @@
 
 Each contact that a study makes with a node, allowed, refused or failed, leaves one for each person
 it was about: who asked, what for, which columns, what it cost, what is left, or why not. They lie
-in the store beside the rows they speak of. Refusals that come again and again are counted, not
-repeated, so that a server cannot fill the disk by asking.
+in the store beside the rows they speak of. What is reserved on somebody has its receipt in the same
+transaction, which says later what came of it; after a crash it says that nothing did.
+
+Refusals that come again and again are counted, not repeated, and kept in a bounded number for each
+rule: a server can neither fill the disk by asking, nor crowd out what other rules refused. Whatever
+cost somebody something is kept for good.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ import msgspec
 from federated.node.columns import COLUMNS
 from federated.node.store import Person, Store
 
-type Outcome = Literal["allowed", "refused", "failed"]
+type Outcome = Literal["reserved", "allowed", "refused", "failed"]
 
-#: Refusals kept for each person (and for the node as a whole); older ones make room.
-MAX_REFUSALS: Final = 500
+#: Refusals by one rule kept for each person (and for the node as a whole); older ones make room.
+MAX_REFUSALS: Final = 100
 #: The same refusal within this time is counted instead of kept again.
 _SAME_S: Final = 86_400
 
@@ -83,13 +87,51 @@ class Receipts:
 
     def give(self, people: Iterable[Person], outcome: Outcome, told: Told, *, now: int) -> None:
         """One for each of these people, all with the same words."""
-        self.give_each(((person, told) for person in people), outcome, now=now)
-
-    def give_each(self, each: Iterable[tuple[Person, Told]], outcome: Outcome, *, now: int) -> None:
-        """One for each of these people, with words of their own."""
         with self._database.transaction():
-            for person, told in each:
+            for person in people:
                 self._keep(person.number, outcome, told, now=now)
+
+    def reserve(self, people: Iterable[Person], told: Told, *, now: int) -> dict[int, int]:
+        """One for each of these people: that it was reserved. Returns person → receipt, by number.
+
+        For the transaction that reserves.
+        """
+        content = msgspec.json.encode(_Kept(told)).decode()
+        with self._database.transaction():
+            return {
+                person.number: self._database.insert(
+                    "INSERT INTO receipts (person, at, outcome, study, content) "
+                    "VALUES (?, ?, 'reserved', ?, ?)",
+                    [person.number, now, told.study, content],
+                )
+                for person in people
+            }
+
+    def settle(self, each: Iterable[tuple[int, Told]], outcome: Outcome, *, now: int) -> None:
+        """Say on reserved receipts, by number, what came of it. The first word stays."""
+        with self._database.transaction():
+            for number, told in each:
+                self._database.run(
+                    "UPDATE receipts SET at = ?, outcome = ?, content = ? "
+                    "WHERE id = ? AND outcome = 'reserved'",
+                    [now, outcome, msgspec.json.encode(_Kept(told)).decode(), number],
+                )
+
+    def fail(self, numbers: Iterable[int], told: Told, *, now: int) -> None:
+        """Say that the round of these receipts came to nothing.
+
+        On the receipt itself where rows were not read; in one more where it says `allowed`.
+        """
+        content = msgspec.json.encode(_Kept(told)).decode()
+        with self._database.transaction():
+            for number in numbers:
+                self._database.run(
+                    "INSERT INTO receipts (person, at, outcome, study, content) "
+                    "SELECT person, ?, 'failed', study, ? FROM receipts "
+                    "WHERE id = ? AND outcome = 'allowed'",
+                    [now, content, number],
+                )
+                self.settle([(number, told)], "failed", now=now)
 
     def give_all(self, outcome: Outcome, told: Told, *, now: int) -> None:
         """One that is for everybody in the store: a refusal that was not about anybody."""
@@ -118,10 +160,13 @@ class Receipts:
             [number, now, outcome, told.study, content],
         )
         if outcome == "refused":
+            # What had been reserved before it was refused is not forgotten: it cost something.
             self._database.run(
                 "DELETE FROM receipts WHERE id IN (SELECT id FROM receipts WHERE person = ? "
-                "AND outcome = 'refused' ORDER BY id DESC LIMIT -1 OFFSET ?)",
-                [number, MAX_REFUSALS],
+                "AND outcome = 'refused' AND json_extract(content, '$.told.rule') = ? "
+                "AND json_extract(content, '$.told.epsilon') IS NULL "
+                "ORDER BY id DESC LIMIT -1 OFFSET ?)",
+                [number, told.rule, MAX_REFUSALS],
             )
 
     def _count_again(self, number: int, told: Told, *, now: int) -> bool:
@@ -167,8 +212,15 @@ def _sentences(receipt: Receipt) -> Iterable[str]:
     match receipt.outcome:
         case "allowed":
             yield from _allowed(told)
+        case "reserved":
+            yield (
+                f"ε = {told.epsilon:.3g} of your privacy budget was reserved for it, and the round "
+                "was never finished here, or is not yet. What is reserved counts as spent."
+            )
         case "refused":
             yield f"It was refused, and nothing of yours was read: {told.reason}"
+            if told.epsilon:
+                yield f"ε = {told.epsilon:.3g} had been reserved before, and stays spent."
         case "failed":
             yield f"The round came to nothing: {told.reason}"
             yield "What it cost stays spent: nobody can prove that nothing was learned from it."

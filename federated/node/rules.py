@@ -1,21 +1,35 @@
 """The guard's rules about a request as a whole: each raises `RefusedError` with its name.
 
-Their order, and the rules about people and money, stand in `node.guard`.
+Their order, and the rules about people and money, stand in `node.guard`. A reason goes into a
+person's receipt, so it is made of words that stand here, of numbers, and of what a *verified* study
+says: never of what a server sent beside it, nor of a library's message about that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from federated.errors import ApprovalError, ManifestError, RefusedError
+from federated.errors import ApprovalError, ManifestError, RefusedError, StudyLogError
 from federated.manifest import ConfigValue, DeclaredQuery, Study, roster_hash
+from federated.model import PrivacyCost
 from federated.node import enrolment as enrolments
 from federated.node.columns import COLUMNS
-from federated.node.contact import ContactRequest, parse_request, verify_request
+from federated.node.contact import (
+    ContactRequest,
+    Question,
+    parse_question,
+    parse_request,
+    verify_question,
+    verify_request,
+)
 from federated.node.enrolment import Enrolment
 from federated.node.store import Store
-from federated.signed_study import SignedStudy, parse_signed_study
+from federated.signed_study import SignedStudy, parse_signed_study, verify_study
+from federated.study_log import Remembered, parse_bundle, verify_bundle
+
+_SLACK: Final = 1e-9
 
 
 def parse_contact(request: bytes | ContactRequest) -> tuple[ContactRequest, SignedStudy]:
@@ -26,11 +40,27 @@ def parse_contact(request: bytes | ContactRequest) -> tuple[ContactRequest, Sign
         else:
             verify_request(request)
         return request, parse_signed_study(request.study)
-    except (ManifestError, ApprovalError) as error:
-        raise RefusedError(f"What was sent is not a study: {error}", rule="manifest") from error
-    except ValueError as error:
-        # Whatever a library makes of hostile bytes, such as text that is no UTF-8.
-        raise RefusedError("What was sent is not a study.", rule="manifest") from error
+    # Whatever a library makes of hostile bytes, such as text that is no UTF-8, is a ValueError.
+    except (ManifestError, ApprovalError, ValueError) as error:
+        raise _no_study() from error
+
+
+def parse_greeted(question: bytes | Question) -> tuple[Question, SignedStudy]:
+    """Read what a greeting asks about, and its study. Rule `manifest`."""
+    try:
+        if isinstance(question, bytes):
+            question = parse_question(question)
+        else:
+            verify_question(question)
+        return question, parse_signed_study(question.study)
+    except (ManifestError, ApprovalError, ValueError) as error:
+        raise _no_study() from error
+
+
+def _no_study() -> RefusedError:
+    return RefusedError(
+        "What was sent is not a study, or not a request about one.", rule="manifest"
+    )
 
 
 def enrolment_of(store: Store) -> Enrolment:
@@ -39,6 +69,53 @@ def enrolment_of(store: Store) -> Enrolment:
         return enrolments.enrolled(store)
     except ManifestError as error:
         raise RefusedError(str(error), rule="signatures") from error
+
+
+def verify_signatures(signed: SignedStudy, enrolled: Enrolment) -> None:
+    """Everybody who must agree did, by keys known since enrolment. Rule `signatures`."""
+    try:
+        verify_study(signed, enrolled.trusted())
+    except (ApprovalError, ManifestError) as error:
+        raise RefusedError(
+            "The study is not signed by everybody who must agree, by keys that are known here.",
+            rule="signatures",
+        ) from error
+
+
+def verify_log(
+    proof: bytes, study: Study, enrolled: Enrolment, remembered: Remembered
+) -> Remembered:
+    """It was published; returns what to remember of the log from now on. Rule `study_log`."""
+    try:
+        return verify_bundle(
+            parse_bundle(proof),
+            study_hash=study.study_hash,
+            remembered=remembered,
+            log_keys=enrolled.log_verifiers(),
+            witness_keys=enrolled.witness_verifiers(),
+            witnesses=enrolled.witnesses,
+        )
+    except (StudyLogError, ManifestError, ValueError) as error:
+        raise RefusedError(
+            "That the study was published, in the log that this node follows and that a witness "
+            "saw go on from where it was, is not proven.",
+            rule="study_log",
+        ) from error
+
+
+def verify_run(study: Study, configuration: Mapping[str, ConfigValue], code_hash: str) -> None:
+    """Code and whole configuration are those approved. Rules `code`, `run_configuration`."""
+    if study.code_hash != code_hash:
+        raise RefusedError(
+            "The study was approved for another version of the program than the one that is "
+            "installed here.",
+            rule="code",
+        )
+    if typed(configuration) != typed(study.run_configuration()):
+        raise RefusedError(
+            "The run was started with other settings than those that were approved.",
+            rule="run_configuration",
+        )
 
 
 def verify_roster(request: ContactRequest, study: Study, enrolled: Enrolment) -> None:
@@ -59,14 +136,19 @@ def verify_terms(study: Study, enrolled: Enrolment, now: int) -> None:
             "allow that.",
             rule="trust_model",
         )
+    verify_time(study, now)
+
+
+def verify_time(study: Study, now: int) -> None:
+    """Within the time that was approved. Rule `expired`."""
     if not study.valid_from <= now < study.valid_until:
         raise RefusedError("The study is not yet valid, or no longer.", rule="expired")
 
 
-def asked_query(study: Study, request: ContactRequest) -> DeclaredQuery:
+def asked_query(study: Study, name: str) -> DeclaredQuery:
     """The question that is asked, all of it about the daily table. Rules `manifest`, `columns`."""
     try:
-        query = study.query(request.query)
+        query = study.query(name)
     except ManifestError as error:
         raise RefusedError("The study does not ask this question.", rule="manifest") from error
     unknown = sorted(set(query.columns) - COLUMNS.keys())
@@ -83,8 +165,16 @@ def kind_of(query: DeclaredQuery) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def verify_cohort(request: ContactRequest, study: Study, enrolled: Enrolment, held: int) -> None:
-    """Enough people and nodes; `held` is how many people are here. Rule `cohort`."""
+def verify_cohort(
+    request: ContactRequest, study: Study, enrolled: Enrolment, admitted: int
+) -> None:
+    """Enough people and nodes; those who answer here are as many as are counted. Rule `cohort`.
+
+    `admitted` is how many people here passed every rule about a person. If fewer are counted, the
+    round's bound is too low, and whether this node's sum is within it would tell of people's rows;
+    if more, then those who did not agree would help to fill a cohort that hides the others. Each
+    node refuses for itself, so the counts of the nodes that answer add up to those who answer.
+    """
     least = max(study.minimum_cohort, enrolled.minimum_cohort)
     people = sum(request.taking_part.values())
     if people < least:
@@ -99,26 +189,34 @@ def verify_cohort(request: ContactRequest, study: Study, enrolled: Enrolment, he
             f"{study.aggregation.minimum_survivors}.",
             rule="cohort",
         )
-    if request.taking_part[enrolled.node] > held:
+    counted = request.taking_part[enrolled.node]
+    if counted != admitted:
         raise RefusedError(
-            "The server counts more people here than there are, so its cohort is not to be "
-            "believed.",
+            f"The server counts {counted} people here; {admitted} would answer, so its cohort and "
+            "its bound are not to be believed.",
             rule="cohort",
         )
 
 
-def verify_claim(request: ContactRequest, enrolled: Enrolment, admitted: int) -> None:
-    """No fewer people are claimed here than would answer. Rule `cohort`.
-
-    The round's bound follows from what is claimed. Were it too low, whether this node's sum is
-    within it, and so whether an answer comes, would tell of people's rows without any noise.
-    """
-    if request.taking_part[enrolled.node] < admitted:
+def bounded_price(
+    price: Callable[[Study, DeclaredQuery], PrivacyCost], study: Study, query: DeclaredQuery
+) -> PrivacyCost:
+    """What an answer costs a person: known, above 0, no dearer than promised. Rule `cost`."""
+    try:
+        cost = price(study, query)
+    except Exception as error:
+        # Of whatever kind: what cannot be computed is not bounded.
         raise RefusedError(
-            "The server counts fewer people here than would answer, so its bound is not to be "
-            "believed.",
-            rule="cohort",
+            "What an answer would cost cannot be bounded here.", rule="cost"
+        ) from error
+    # Said so that a figure that is no number is refused too.
+    kept = 0 < cost.epsilon <= query.epsilon * (1 + _SLACK) and 0 <= cost.delta <= query.delta
+    if not kept or cost.noise != query.noise:
+        raise RefusedError(
+            f"An answer would cost ε = {cost.epsilon:.3g}; the study promised {query.epsilon:.3g}.",
+            rule="cost",
         )
+    return cost
 
 
 def typed(configuration: Mapping[str, ConfigValue]) -> dict[str, tuple[str, ConfigValue]]:

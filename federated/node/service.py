@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from federated.aggregation.client import Client, SecureClient
+from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
-from federated.manifest import ConfigValue, Study
+from federated.manifest import ConfigValue, DeclaredQuery, Study
 from federated.model import PersonRows, Query, RandomBits
 from federated.node import enrolment
-from federated.node.contact import ContactRequest, parse_request
+from federated.node.contact import ContactRequest
 from federated.node.guard import Admission, Guard
 from federated.node.store import Store
 from federated.rounds import (
@@ -36,8 +38,11 @@ from federated.rounds import (
     sign_reply,
 )
 
+_LOG = structlog.get_logger("federated.node")
 #: A round whose next request does not come for so long is over here: its secrets are dropped.
-_PATIENCE_S = 900.0
+_PATIENCE_S: Final = 900.0
+#: And so is one that began so long ago, however often it is asked: five stages of ten minutes.
+_LONGEST_ROUND_S: Final = 3000.0
 
 
 class Facts(Protocol):
@@ -76,6 +81,7 @@ class _Round:
     run_id: int
     admission: Admission
     client: Client
+    began: float
     at: float
 
 
@@ -89,24 +95,48 @@ class NodeService:
     def respond(self, facts: Facts, stage: str, payload: bytes) -> bytes:
         """Answer one stage, signed. Raises `FederatedError`, and nobody hears why but the person.
 
-        `RefusedError` is the guard's; everything else ends the round here.
+        `RefusedError` is the guard's; everything else ends the round here, and is a
+        `ProtocolError`, a bug of this node too: its people have a receipt either way.
         """
-        answer = self._greet() if stage == GREET else self._answer(facts, payload)
+        try:
+            answer = self._greet(facts, payload) if stage == GREET else self._answer(facts, payload)
+        except FederatedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not say more than a refusal
+            # Only the kind: a message may hold what was being worked on.
+            _LOG.error("federated.node.bug", stage=stage[:32], error=type(error).__name__)
+            raise ProtocolError("This node cannot answer: the round is over here.") from None
         return sign_reply(
             self._ports.identity, answer, run_id=facts.run_id, stage=stage, request=payload
         )
 
     def tidy(self) -> None:
-        """Give up a round whose next request has not come for long; tell its people so."""
-        current = self._round
-        if current is not None and self._ports.ticks() - current.at > _PATIENCE_S:
-            self._give_up("The round came to nothing: it was not finished in time.")
+        """Give up a round that is over by its time; tell its people so."""
+        current, ticks = self._round, self._ports.ticks()
+        if current is None:
+            return
+        if ticks - current.at > _PATIENCE_S or ticks - current.began > _LONGEST_ROUND_S:
+            self._give_up("It was not finished in time.")
 
-    def _greet(self) -> bytes:
-        store = self._ports.store
-        people = [person for person in store.people() if person.state == "taking_part"]
-        memory = enrolment.remembered(store, enrolment.enrolled(store).origin)
-        return encode(Greeting(people=len(people), log_size=memory.size))
+    def _greet(self, facts: Facts, payload: bytes) -> bytes:
+        """Say for how many people this node would answer what the greeting asks about."""
+        ports = self._ports
+        foreseen = ports.guard.foresee(
+            payload, configuration=facts.configuration, now=int(ports.now())
+        )
+        question = foreseen.question
+        _verify_run_id(question.run, facts)
+        memory = enrolment.remembered(ports.store, enrolment.enrolled(ports.store).origin)
+        return encode(
+            Greeting(
+                study=foreseen.study_hash,
+                query=question.query,
+                run=question.run,
+                round_number=question.round_number,
+                people=foreseen.people,
+                log_size=memory.size,
+            )
+        )
 
     def _answer(self, facts: Facts, payload: bytes) -> bytes:
         ask = parse(Ask, payload)
@@ -114,11 +144,13 @@ class NodeService:
             self._give_up("Another round began before this one was over.")
             self._round = self._begin(facts, ask.contact)
         current = self._current(facts)
+        answered = False
         try:
             answer = current.client.answer(ask.request)
-        except FederatedError:
-            self._give_up("The round came to nothing: what the coordinator sent was not in order.")
-            raise
+            answered = True
+        finally:
+            if not answered:
+                self._give_up("What the coordinator sent, or this node, was not in order.")
         if current.client.finished:
             self._round = None
         return answer
@@ -133,62 +165,92 @@ class NodeService:
 
     def _give_up(self, reason: str) -> None:
         current, self._round = self._round, None
-        if current is not None:
+        if current is None:
+            return
+        try:
             self._ports.guard.failed(current.admission, reason, now=int(self._ports.now()))
+        except FederatedError as error:
+            # The receipt goes on saying that it was reserved and never finished.
+            _LOG.warning("federated.node.not_told", **error.diagnostics())
 
     def _begin(self, facts: Facts, contact: bytes) -> _Round:
+        """Let the guard decide. What could fail without it is tried before anything is reserved."""
         ports = self._ports
-        admission = ports.guard.admit(
-            contact, configuration=facts.configuration, now=int(ports.now())
-        )
-        request = parse_request(contact)
-        try:
-            client = self._client(facts, admission, request)
-        except FederatedError:
-            ports.guard.failed(
-                admission, "The round was planned otherwise than approved.", now=int(ports.now())
+        summand = _Summand(ports=ports)
+        clients: list[Client] = []
+
+        def prepare(request: ContactRequest, study: Study, declared: DeclaredQuery) -> None:
+            _verify_run_id(request.run, facts)
+            query = summand.query = ports.query(declared.ask)
+            plan = round_plan(
+                study,
+                declared,
+                query,
+                round_id=round_name(request),
+                taking_part=roster_of(request),
             )
-            raise
-        return _Round(run_id=facts.run_id, admission=admission, client=client, at=ports.ticks())
+            clients.append(self._client(plan, summand))
 
-    def _client(self, facts: Facts, admission: Admission, request: ContactRequest) -> Client:
-        study, ports = admission.study, self._ports
-        if request.run != str(facts.run_id):
-            raise ProtocolError("The request is of another run than the one it came with.")
-        query = ports.query(admission.query.ask)
-        plan = round_plan(
-            study,
-            admission.query,
-            query,
-            round_id=round_name(request),
-            taking_part=roster_of(request),
+        admission = ports.guard.admit(
+            contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
         )
+        summand.admission = admission
+        began = ports.ticks()
+        return _Round(
+            run_id=facts.run_id, admission=admission, client=clients[0], began=began, at=began
+        )
+
+    def _client(self, plan: RoundPlan, summand: _Summand) -> Client:
+        ports = self._ports
         node = enrolment.enrolled(ports.store).node
-
-        def contribution() -> NDArray[np.int64]:
-            return self._sum(admission, query)
-
-        if _trusts_server(study):
-            return TrustedClient(plan=plan, node=node, contribution=contribution)
+        if plan.trust_model == "trusted_server":
+            return TrustedClient(plan=plan, node=node, contribution=summand)
         return SecureClient(
             plan=plan,
             node=node,
             identity=ports.identity,
-            contribution=contribution,
+            contribution=summand,
             random=ports.random,
         )
 
-    def _sum(self, admission: Admission, query: Query) -> NDArray[np.int64]:
-        """The sum over this node's people: each bounded by the query itself, whatever rows hold."""
+
+@dataclass(slots=True, kw_only=True)
+class _Summand:
+    """The sum over those let in, read when the round asks for it."""
+
+    ports: NodePorts
+    query: Query | None = None
+    admission: Admission | None = None
+
+    def __call__(self) -> NDArray[np.int64]:
+        """Each person counts at most as far as the query says, whatever their rows hold.
+
+        Whether an answer comes must not depend on rows: an answer that does not come is seen
+        without any noise. So a person whose vector cannot be made counts as zeros.
+        """
+        query, admission = self.query, self.admission
+        if query is None or admission is None:
+            raise ProtocolError("The round has not begun.")
         total = np.zeros(query.dimension, np.int64)
-        rows: PersonRows
-        for _, rows in self._ports.guard.rows(admission, now=int(self._ports.now())):
-            total += query.encode(rows, self._ports.random)
+        for _, rows in self.ports.guard.rows(admission, now=int(self.ports.now())):
+            total += self._bounded(query, rows)
         return total
 
+    def _bounded(self, query: Query, rows: PersonRows) -> NDArray[np.int64]:
+        try:
+            vector = query.encode(rows, self.ports.random)
+            if vector.shape == (query.dimension,) and vector.dtype == np.int64:
+                return vector.clip(-query.bound, query.bound)
+            error = "shape"
+        except Exception as caught:  # noqa: BLE001 - whatever rows make of it
+            error = type(caught).__name__
+        _LOG.error("federated.node.left_out", error=error)
+        return np.zeros(query.dimension, np.int64)
 
-def _trusts_server(study: Study) -> bool:
-    return study.trust_model == "trusted_server"
+
+def _verify_run_id(run: str, facts: Facts) -> None:
+    if run != str(facts.run_id):
+        raise ProtocolError("The request is of another run than the one it came with.")
 
 
 def round_name(request: ContactRequest) -> str:

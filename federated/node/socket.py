@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,7 +31,13 @@ _LOG = structlog.get_logger("federated.socket")
 VARIABLE: Final = "HAVENGATE_NODE_SOCKET"
 _LENGTH: Final = struct.Struct(">I")
 _LARGEST_FRAME: Final = MAX_MESSAGE_BYTES + 65_536
+#: How long a caller waits for an answer: the guard may read thousands of people's rows.
 _TIMEOUT_S: Final = 120.0
+#: How long a whole frame may take to come or go: whoever dawdles keeps all others waiting.
+_FRAME_S: Final = 10.0
+#: How often, at least, the service may give up a round that nobody goes on with.
+_TIDY_S: Final = 5.0
+_PAUSE_S: Final = 0.2
 
 
 class _Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,8 +77,8 @@ def ask(asked: Asked) -> bytes:
             connection.settimeout(_TIMEOUT_S)
             connection.connect(path)
             _send(connection, msgspec.msgpack.encode(call))
-            answer = msgspec.msgpack.decode(_receive(connection), type=_Answer)
-    except (OSError, msgspec.DecodeError) as error:
+            answer = msgspec.msgpack.decode(_receive(connection, _TIMEOUT_S), type=_Answer)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, ProtocolError) as error:
         raise DeploymentError("This node's service cannot be reached through its socket.") from (
             error
         )
@@ -95,12 +102,14 @@ def serving(path: Path, service: Service) -> Iterator[threading.Event]:
     finally:
         os.umask(before)
     listening.listen(16)
-    ready = threading.Event()
-    thread = threading.Thread(target=_serve, args=(listening, service, ready), daemon=True)
+    listening.settimeout(_TIDY_S)
+    ready, ending = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_serve, args=(listening, service, ready, ending), daemon=True)
     thread.start()
     try:
         yield ready
     finally:
+        ending.set()
         # Wakes the thread that waits for a caller.
         with suppress(OSError):
             listening.shutdown(socket.SHUT_RDWR)
@@ -109,21 +118,42 @@ def serving(path: Path, service: Service) -> Iterator[threading.Event]:
         path.unlink(missing_ok=True)
 
 
-def _serve(listening: socket.socket, service: Service, ready: threading.Event) -> None:
+def _serve(
+    listening: socket.socket, service: Service, ready: threading.Event, ending: threading.Event
+) -> None:
+    """Serve one caller after the other: nothing that one of them does ends it."""
     ready.set()
-    while True:
+    while not ending.is_set():
         try:
             connection, _ = listening.accept()
-        except OSError:
-            return
+        except TimeoutError:
+            _tidy(service)
+            continue
+        except OSError as error:
+            if not ending.is_set():
+                # A caller that went away at once, or too many open files: both pass.
+                _LOG.warning("federated.socket.not_accepted", error=type(error).__name__)
+                ending.wait(_PAUSE_S)
+            continue
         with connection:
-            connection.settimeout(_TIMEOUT_S)
-            try:
-                call = msgspec.msgpack.decode(_receive(connection), type=_Call)
-                payload = _answer(service, call)
-                _send(connection, msgspec.msgpack.encode(_Answer(payload=payload)))
-            except (OSError, msgspec.DecodeError, ProtocolError):
-                _LOG.warning("federated.socket.malformed")
+            _serve_one(connection, service)
+
+
+def _serve_one(connection: socket.socket, service: Service) -> None:
+    try:
+        call = msgspec.msgpack.decode(_receive(connection, _FRAME_S), type=_Call)
+        payload = _answer(service, call)
+        connection.settimeout(_FRAME_S)
+        _send(connection, msgspec.msgpack.encode(_Answer(payload=payload)))
+    except Exception as error:  # noqa: BLE001 - of whatever kind, it ends this connection alone
+        _LOG.warning("federated.socket.malformed", error=type(error).__name__)
+
+
+def _tidy(service: Service) -> None:
+    try:
+        service.tidy()
+    except Exception as error:  # noqa: BLE001 - the next call must find somebody here
+        _LOG.error("federated.socket.bug", error=type(error).__name__)
 
 
 def _answer(service: Service, call: _Call) -> bytes | None:
@@ -141,16 +171,22 @@ def _send(connection: socket.socket, content: bytes) -> None:
     connection.sendall(_LENGTH.pack(len(content)) + content)
 
 
-def _receive(connection: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+def _receive(connection: socket.socket, timeout_s: float) -> bytes:
+    """One frame, whole, within the time. Raises `OSError` or `ProtocolError`."""
+    deadline = time.monotonic() + timeout_s
+    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, deadline))
     if length > _LARGEST_FRAME:
         raise ProtocolError("A frame on the socket is too large.")
-    return _exactly(connection, length)
+    return _exactly(connection, length, deadline)
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
     content = bytearray()
     while len(content) < count:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("A frame on the socket did not come in time.")
+        connection.settimeout(left_s)
         part = connection.recv(min(count - len(content), 1 << 16))
         if not part:
             raise ProtocolError("The other side of the socket went away.")

@@ -175,8 +175,10 @@ def _trust(trust: Mapping[str, Any]) -> str:
     text = _TRUST.get(trust["model"], trust["model"])
     if trust["model"] == "secure_aggregation":
         text += (
-            f" The promise holds as long as at most {trust['colluding']} nodes are in league with "
-            f"the coordinator; {trust['threshold']} nodes had to agree before a sum was unmasked."
+            " The promise holds as long as the nodes that are in league with the coordinator, or "
+            "read this answer knowing the noise that they added themselves, are at most "
+            f"{trust['colluding']} in number; {trust['threshold']} nodes had to agree before a sum "
+            "was unmasked."
         )
     return f"<p>{escape(text)}</p>"
 

@@ -38,7 +38,7 @@ code_hash = "CODE"
 
 [aggregation]
 threshold = 3
-colluding = 0
+colluding = 1
 
 [run_config]
 rounds-timeout = 30

@@ -175,7 +175,7 @@ def test_refuses_an_entry_that_is_not_the_proven_one(log: StudyLog) -> None:
 
 
 def test_refuses_what_is_malformed_or_too_large() -> None:
-    for data in (b"", b"{}", b"[" * 5000, b"x" * 10**6):
+    for data in (b"", b"{}", b"[" * 5000, b"x" * 10**6, b'{"\xff":1}', b'{"proof":"\xff"}'):
         with pytest.raises(StudyLogError):
             parse_bundle(data)
     for hashes, size in (((b"\0" * 31,), 0), ((b"\0" * 32,) * 64, 0), ((), -1)):

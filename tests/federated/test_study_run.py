@@ -1,119 +1,30 @@
-"""One run without a network: real nodes with real guards, and an exchange that misbehaves."""
+"""One run: what is asked of whom, in which order, and what becomes of nodes that misbehave."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from federated.aggregation.bits import SystemBits
-from federated.code_hash import installed_code_hash
-from federated.deployment.node_files import NodeFiles
-from federated.deployment.node_process import declared_query, node_service
-from federated.deployment.places import NodeKeys, ensure_node_keys
-from federated.draft import parse_study
-from federated.errors import BudgetExhaustedError, CohortError, FederatedError, LedgerError
-from federated.ledger import Ledger
-from federated.manifest import roster_hash
-from federated.node.agent import RunFacts
+from federated.errors import (
+    BudgetExhaustedError,
+    CohortError,
+    FederatedError,
+    LedgerError,
+)
 from federated.node.budget import Budget, Cap
 from federated.node.consent import Consents
-from federated.node.enrolment import Enrolment, enrol
-from federated.node.keeper import FileKeeper
-from federated.node.receipts import Receipts
-from federated.node.service import NodeService
-from federated.node.store import Store
 from federated.rounds import sign_reply
-from federated.signed_study import SignedStudy
-from federated.study_log import make_bundle
-from federated.study_run import STAGES, Patience, RoundOutcome, RunPorts, StudyRun
-from tests.federated.deployment.federation import HOURS, PEOPLE, STUDY, accountant, agree
-from tests.federated.ledgers import MemoryLog, close_all, make_ledger
-from tests.federated.node.tables import fill
-from tests.federated.studies import ORIGIN, Parties, StudyLog
-
-RUN = 77
-NODES = 5
-
-
-@dataclass
-class Node:
-    name: str
-    keys: NodeKeys
-    store: Store
-    service: NodeService
-
-
-@dataclass
-class World:
-    """Five nodes with five people each, everybody's keys, a ledger, a log."""
-
-    nodes: dict[str, Node]
-    parties: Parties
-    log: StudyLog
-    ledger: Ledger
-    recorded: MemoryLog
-    signed: SignedStudy
-    index: int
-    configuration: Mapping[str, bool | int | float | str]
-    #: node → stage → what becomes of the reply; None for no reply.
-    faults: dict[tuple[str, str], Callable[[bytes, bytes], bytes | None]] = field(
-        default_factory=dict
-    )
-    asked: list[str] = field(default_factory=list)
-
-    def ask(
-        self, stage: str, payloads: Mapping[str, bytes], patience: Patience
-    ) -> Mapping[str, bytes]:
-        self.asked.append(stage)
-        answers = {}
-        for name, payload in payloads.items():
-            facts = RunFacts(run_id=RUN, configuration=self.configuration)
-            try:
-                reply: bytes | None = self.nodes[name].service.respond(facts, stage, payload)
-            except FederatedError:
-                continue
-            fault = self.faults.get((name, stage))
-            if fault is not None and reply is not None:
-                reply = fault(reply, payload)
-            if reply is not None:
-                answers[name] = reply
-        return answers
-
-    def run(self, *, round_number: int = 0, run_id: int = RUN) -> RoundOutcome:
-        ports = RunPorts(
-            exchange=self,
-            ledger=self.ledger,
-            roster={name: node.keys.identity_public for name, node in self.nodes.items()},
-            query=declared_query,
-            prove=lambda size: make_bundle(self.log.directory, self.index, from_size=size).encode(),
-            random=SystemBits(),
-            participants=lambda name: [f"device:{name}"],
-        )
-        return StudyRun(self.signed, ports, run_id=run_id).ask("hours", round_number)
-
-    def reserved(self, round_number: int = 0) -> bool:
-        study = self.signed.study.study_hash
-        return self.ledger.reservation(study=study, round_id=f"{RUN}-{round_number}") is not None
-
-    def spent(self, round_number: int = 0) -> bool:
-        study = self.signed.study.study_hash
-        found = self.ledger.reservation(study=study, round_id=f"{RUN}-{round_number}")
-        return found is not None and self.ledger.is_spent(found)
-
-    def receipts(self, name: str) -> Sequence[str]:
-        store = self.nodes[name].store
-        return [one.outcome for one in Receipts(store).of(store.people()[0])]
-
-    def sign(self, name: str, answer: bytes, stage: str, request: bytes) -> bytes:
-        key = self.nodes[name].keys.identity
-        return sign_reply(key, answer, run_id=RUN, stage=stage, request=request)
+from federated.study_run import STAGES
+from tests.federated.deployment.federation import accountant
+from tests.federated.ledgers import make_ledger
+from tests.federated.runs import RUN, World, gone, opened
 
 
 @pytest.fixture
@@ -123,65 +34,8 @@ def minimum_cohort() -> int:
 
 @pytest.fixture
 def world(tmp_path: Path, minimum_cohort: int) -> Iterator[World]:
-    parties, log, recorded = Parties(), StudyLog(tmp_path), MemoryLog()
-    names = [f"node-{number}" for number in range(1, NODES + 1)]
-    keys = {name: ensure_node_keys(tmp_path / name) for name in names}
-    now, threshold = int(time.time()), 4
-    text = STUDY
-    for old, new in {
-        "ID": "hours-0",
-        "FROM": str(now - 60),
-        "UNTIL": str(now + 86_400),
-        "ROSTER": roster_hash({name: keys[name].identity_public for name in names}),
-        "CODE": installed_code_hash(),
-        "THRESHOLD": str(threshold),
-        "COLLUDING": "1",
-        "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
-    }.items():
-        text = text.replace(old, new)
-    text = text.replace("minimum_cohort = 6", f"minimum_cohort = {minimum_cohort}")
-    signed = parties.sign(parse_study(text.encode()))
-    index = log.append_published(signed.study)
-    nodes = {name: _node(name, tmp_path / name, keys[name], parties, log) for name in names}
-    yield World(
-        nodes=nodes,
-        parties=parties,
-        log=log,
-        ledger=make_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", recorded),
-        recorded=recorded,
-        signed=signed,
-        index=index,
-        configuration=signed.study.run_configuration(),
-    )
-    for node in nodes.values():
-        node.store.close()
-    close_all()
-
-
-def _node(name: str, directory: Path, keys: NodeKeys, parties: Parties, log: StudyLog) -> Node:
-    store = Store.create(directory / "device.store", FileKeeper(directory / "device.keys"))
-    enrol(
-        store,
-        Enrolment(
-            node=name,
-            coordinator=(parties.coordinator.public.hex(),),
-            ethics_board=(parties.board.public.hex(),),
-            sites={site: (key.public.hex(),) for site, key in parties.sites.items()},
-            origin=ORIGIN,
-            log_keys=tuple(key.text for key in log.keys),
-            witness_keys=tuple(key.text for key in log.witness_keys),
-        ),
-    )
-    fill(store, {person: {"sleep_hours": [7.0, 7.5]} for person in PEOPLE})
-    agree(store)
-    files = NodeFiles(superlink="", ca_file="", directory=str(directory), store="")
-    return Node(
-        name=name, keys=keys, store=store, service=node_service(store, files, declared_query)
-    )
-
-
-def gone(reply: bytes, request: bytes) -> None:
-    """The fault of not answering."""
+    with opened(tmp_path, minimum_cohort=minimum_cohort) as made:
+        yield made
 
 
 def test_reserves_before_anybody_is_asked_and_spends_before_the_answer(world: World) -> None:
@@ -292,12 +146,12 @@ def test_a_reply_to_another_stage_or_request_does_not_count(world: World) -> Non
     assert world.run().nodes == 4
 
 
-def test_asks_nobody_whose_budget_would_not_do(world: World) -> None:
-    world.run()
+def test_asks_nobody_whose_budget_would_not_do(world: World, tmp_path: Path) -> None:
+    world.ledger = make_ledger(f"sqlite:///{tmp_path / 'small.sqlite3'}", world.recorded, cap=0.5)
     with pytest.raises(BudgetExhaustedError):
-        world.run(round_number=1)
-    assert world.asked == [*STAGES, "greet"]
-    assert not world.reserved(1)
+        world.run()
+    assert world.asked == ["greet"]
+    assert not world.reserved()
 
 
 def test_never_dispatches_the_same_round_twice(world: World) -> None:
@@ -306,9 +160,24 @@ def test_never_dispatches_the_same_round_twice(world: World) -> None:
     with pytest.raises(CohortError):
         world.run()
     world.faults.clear()
+    before = list(world.asked)
+    with pytest.raises(CohortError, match="0 of 5 nodes"):
+        world.run()
+    assert world.asked == [*before, "greet"]
+
+
+def test_never_reserves_the_same_round_twice(world: World) -> None:
+    """Not even where every node would answer it again."""
+    world.run()
+    for node in world.nodes.values():
+        with node.store.database.transaction():
+            node.store.database.run("DELETE FROM spends")
+        node.store.keeper.set("counter", "0")
+    before = list(world.asked)
     with pytest.raises(FederatedError) as caught:
         world.run()
     assert isinstance(caught.value, LedgerError | BudgetExhaustedError)
+    assert world.asked == [*before, "greet"]
 
 
 def test_dispatches_nothing_when_the_ledger_fails(world: World) -> None:
@@ -358,7 +227,7 @@ def test_people_are_told_of_a_round_that_nobody_went_on_with(world: World) -> No
         world.run()
     service = world.nodes["node-1"].service
     service.tidy()
-    assert world.receipts("node-1") == []
+    assert world.receipts("node-1") == ["reserved"]
     late = time.monotonic() + 10_000
     service._ports = replace(service._ports, ticks=lambda: late)
     service.tidy()
@@ -371,4 +240,5 @@ def test_consent_that_was_taken_back_is_respected(world: World) -> None:
         Consents(store).revoke(person, now=int(time.time()))
     outcome = world.run()
     assert outcome.nodes == 4
-    assert "node-2" in outcome.dropped
+    assert outcome.dropped == {"node-2": "greet: no answer"}
+    assert world.receipts("node-2") == []

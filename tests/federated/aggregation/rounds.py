@@ -36,7 +36,7 @@ def public(name: str) -> bytes:
 
 
 def make_plan(names: int = 6, **changes: Any) -> RoundPlan:
-    """Return a small round without noise, but for `changes`."""
+    """Return a small round without noise, but for `changes`; with noise one node colludes."""
     settings: dict[str, Any] = {
         "study": "mood-and-sleep",
         "round_id": "1",
@@ -46,7 +46,7 @@ def make_plan(names: int = 6, **changes: Any) -> RoundPlan:
         "roster": {f"node-{at}": public(f"node-{at}") for at in range(names)},
         "threshold": default_threshold(names),
         "minimum_survivors": default_threshold(names),
-        "colluding": 0,
+        "colluding": 0 if changes.get("noise") is None else 1,
         "noise": None,
     }
     return RoundPlan(**(settings | changes))

@@ -21,6 +21,7 @@ from tests.federated.aggregation.rounds import make_plan, noise, public
         ({"minimum_survivors": 7}, "survivors"),
         ({"colluding": 4}, "two lists of survivors"),
         ({"colluding": -1}, "two lists of survivors"),
+        ({"colluding": 0, "noise": noise()}, "knows his own node's noise"),
         ({"dimension": 0}, "no length"),
         ({"bound": 0}, "no length"),
         ({"modulus_bits": 13}, "must have 14 to 64 bits"),
@@ -44,6 +45,12 @@ from tests.federated.aggregation.rounds import make_plan, noise, public
 def test_refuses_a_plan_that_does_not_protect(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
         make_plan(**changes)
+
+
+def test_a_plan_needs_no_colluding_node_where_nodes_know_no_noise() -> None:
+    assert make_plan().colluding == 0
+    plan = make_plan(noise=noise(), trust_model="trusted_server", colluding=0)
+    assert plan.colluding == 0
 
 
 @pytest.mark.parametrize("nodes", range(3, 40))

@@ -66,9 +66,9 @@ def test_random_drop_outs_never_give_a_wrong_sum(data: st.DataObject) -> None:
             threshold=threshold,
             minimum_survivors=minimum,
             noise=mechanism,
-            colluding=data.draw(st.integers(0, max(0, 2 * threshold - nodes - 1)))
-            if minimum > 1
-            else 0,
+            colluding=data.draw(
+                st.integers(0 if mechanism is None else 1, 2 * threshold - nodes - 1)
+            ),
         ),
         seed=data.draw(st.integers(0, 1000)),
     )

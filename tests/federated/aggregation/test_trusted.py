@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits
+from federated.aggregation.encoding import pack
 from federated.aggregation.messages import Begin, Plain, encode
 from federated.aggregation.plan import RoundPlan
 from federated.aggregation.server import Stage
@@ -70,6 +71,22 @@ def test_junk_foreign_and_unbounded_vectors_count_as_dropped() -> None:
     server.collect(good)
     assert server.dropped.keys() == {"node-0", "node-1"}
     assert server.stage is Stage.DONE
+
+
+@pytest.mark.parametrize("value", [-(2**63), -6001, 6000, 6001, 2**63 - 1])
+def test_whether_a_node_answers_does_not_depend_on_what_its_vector_holds(value: int) -> None:
+    plan = make_plan(trust_model="trusted_server")
+    vector = np.full(plan.dimension, value, dtype=np.int64)
+    client = TrustedClient(plan=plan, node="node-0", contribution=lambda: vector)
+    server = TrustedServer(plan, random=BITS)
+    requests = server.requests()
+    replies = {
+        node: encode(Plain(plan.digest, node, pack(np.zeros(5, np.uint64), plan.modulus_bits)))
+        for node in plan.nodes
+    }
+    server.collect({**replies, "node-0": client.answer(requests["node-0"])})
+    assert server.dropped == {}
+    assert server.result().total.tolist() == [max(-6000, min(6000, value))] * plan.dimension
 
 
 def test_a_plan_for_masks_is_never_run_without() -> None:

@@ -179,7 +179,7 @@ def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Runn
         database = StudyDatabase(f"sqlite:///{directory / 'ledger.sqlite3'}")
         try:
             with Federation(places, certificates, say=print) as federation:
-                roster = federation.enrol(names)
+                roster = federation.enrol(names, site=lambda name: name)
                 for name in names:
                     populate(places.node(name))
                 with faulty(federation, places, names[0]):

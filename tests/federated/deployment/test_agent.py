@@ -15,7 +15,7 @@ from flwr.supercore.run import Run
 from federated.app.bundle import installed_bundle
 from federated.app.client_app import RECORD, content_of, payload_of
 from federated.deployment.fleet import FleetAccess
-from federated.errors import RefusedError
+from federated.errors import DeploymentError, RefusedError, StoreError
 from federated.node.agent import Agent, RunFacts
 
 CONFIGURATION: Mapping[str, str] = {"study-id": "hours", "study-hash": "ab" * 32}
@@ -129,6 +129,61 @@ def test_tells_nobody_why_it_did_not_answer(error: Exception) -> None:
     assert reply.has_error()
     assert str(reply.error) == str(reply.error).replace(str(error), "")
     assert reply.error.reason == "refused"
+
+
+class Breaking(Connection):
+    """A SuperLink at which one call fails in a way that nobody foresaw."""
+
+    def __init__(self, at: str, *messages: Message) -> None:
+        super().__init__(*messages)
+        self.at = at
+
+    def fail(self, at: str) -> None:
+        if self.at == at:
+            raise KeyError("mood was 3.0")
+
+    def pull(self) -> Message | None:
+        self.fail("pull")
+        return super().pull()
+
+    def run(self, run_id: int) -> Run:
+        self.fail("run")
+        return super().run(run_id)
+
+    def push(self, reply: Message) -> None:
+        self.fail("push")
+        super().push(reply)
+
+
+@pytest.mark.parametrize("at", ["pull", "run", "push"])
+def test_outlives_whatever_flower_makes_of_a_hostile_answer(at: str) -> None:
+    connection = Breaking(at, message(), message())
+    access = FleetAccess(address="", ca=b"", key=ec.generate_private_key(ec.SECP256R1()))
+    agent = Agent(access, Recording())
+    # As if nothing had come: there is a pause before the next look.
+    assert not agent._one(connection, 2)  # type: ignore[arg-type]
+    connection.at = ""
+    assert agent._one(connection, 2)  # type: ignore[arg-type]
+    assert len(connection.replies) == 1
+
+
+def test_outlives_a_store_that_cannot_be_written_while_nothing_is_asked() -> None:
+    class Full(Recording):
+        def tidy(self) -> None:
+            raise StoreError("The disk is full.")
+
+    access = FleetAccess(address="", ca=b"", key=ec.generate_private_key(ec.SECP256R1()))
+    assert not Agent(access, Full())._one(Connection(), 2)  # type: ignore[arg-type]
+
+
+def test_a_superlink_that_is_away_is_for_the_loop_to_hear_of() -> None:
+    class Away(Connection):
+        def pull(self) -> Message | None:
+            raise DeploymentError("away")
+
+    access = FleetAccess(address="", ca=b"", key=ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(DeploymentError):
+        Agent(access, Recording())._one(Away(), 2)  # type: ignore[arg-type]
 
 
 def test_asks_once_what_a_run_is() -> None:

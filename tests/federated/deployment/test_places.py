@@ -7,11 +7,13 @@ import re
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from federated.deployment.cli import FederationCommands, StudyLogKeys, build
 from federated.deployment.places import (
+    MOST_PEOPLE,
     EnrolledNode,
     Places,
     add_to_roster,
@@ -153,6 +155,33 @@ def test_a_study_is_approved_with_each_nodes_site(tmp_path: Path) -> None:
         path.write_text(re.sub('"site": "[a-z]*"', f'"site": "{site}"', path.read_text()))
         hashes.add(read_roster(path).hash)
     assert len(hashes) == 3
+
+
+def test_a_device_speaks_for_one_person_and_a_site_for_as_many_as_its_enrolment_says(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "roster.json"
+    two = node_of(tmp_path / "two", site="north")
+    add_to_roster(path, "one", node_of(tmp_path / "one"))
+    add_to_roster(path, "two", two)
+    three = msgspec.structs.replace(node_of(tmp_path / "three", site="south"), most_people=5068)
+    add_to_roster(path, "three", three)
+    roster = read_roster(path)
+    found = {name: roster.most_people(name) for name in roster.nodes}
+    assert found == {"one": 1, "two": MOST_PEOPLE, "three": 5068}
+    # Started anew: as it was, unless another site is named.
+    assert roster.terms("three", "") == roster.terms("three", "south") == ("south", 5068)
+    assert roster.terms("three", "north") == ("north", 0)
+    assert roster.terms("four", "") == ("", 0)
+    old = json.loads(path.read_text())
+    del old["nodes"]["two"]["most_people"]
+    path.write_text(json.dumps(old))
+    assert read_roster(path) == roster
+    for most in (-1, 10**9 + 1):
+        old["nodes"]["two"]["most_people"] = most
+        path.write_text(json.dumps(old))
+        with pytest.raises(DeploymentError, match="most_people"):
+            read_roster(path)
 
 
 def test_a_name_never_gets_other_keys(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from federated.deployment.grid import GridExchange
 from federated.deployment.node_files import NodeFiles
 from federated.deployment.processes import QUIET, ChildProcess
+from federated.node.contact import Question
 from federated.node.socket import VARIABLE
 from federated.rounds import GREET, Greeting, open_reply, parse
 from federated.study_run import Patience
@@ -89,10 +90,14 @@ def test_flowers_supernode_hands_messages_to_the_service_behind_the_socket(
         wait_until(lambda: b"SuperNode ID" in log.read_bytes(), timeout_s=120)
         run_id = link.start(signed.encode(), signed.study.run_configuration())
 
+        question = Question(
+            study=signed.encode(), query="hours", run=str(run_id), round_number=0
+        ).encode()
+
         def conduct(grid: Grid, context: Context) -> None:
-            answers.update(GridExchange(grid).ask(GREET, {node: b""}, patience))
+            answers.update(GridExchange(grid).ask(GREET, {node: question}, patience))
 
         link.execute(run_id, conduct)
     key = federation.roster.keys()[NODE]
-    payload = open_reply(key, answers[node], run_id=run_id, stage=GREET, request=b"")
+    payload = open_reply(key, answers[node], run_id=run_id, stage=GREET, request=question)
     assert parse(Greeting, payload).people == len(PEOPLE)

@@ -38,6 +38,27 @@ def test_a_reservation_without_a_spend_counts_as_spent(store: Store, budget: Bud
     assert [one.state for one in budget.spends(store.person("me"))] == ["reserved", "spent"]
 
 
+def test_a_round_that_was_seen_here_is_nobodys_any_more(store: Store, budget: Budget) -> None:
+    """Whoever the people are, whichever question it is, and whoever of them is still there."""
+    fill(store, {"other": {"mood": [1.0]}})
+    reserve(store, budget, "a")
+    store.erase_person(store.person("me"))
+    other = store.person("other")
+    for query in ("q", "another"):
+        again = replace(contact("a"), query=query)
+        verdict = budget.judge([other], again, epsilon=9.0, delta=0.5, answers=9)
+        assert verdict == {other.number: "repeat"}
+        with pytest.raises(LedgerError, match="answered once"):
+            budget.reserve([other], again, now=1)
+    for new in (
+        contact("b"), replace(contact("a"), round_number=1), replace(contact("a"), study="b"),
+        replace(contact("a"), study_hash="1" * 64),
+    ):  # fmt: skip
+        assert budget.judge([other], new, epsilon=9.0, delta=0.5, answers=9) == {}
+        budget.reserve([other], new, now=1)
+    assert len(budget.spends(other)) == 4
+
+
 def test_a_cost_survives_the_ledger_exactly() -> None:
     cost = contact("a", epsilon=0.1 + 0.2).cost
     assert decode_cost(encode_cost(cost)) == cost

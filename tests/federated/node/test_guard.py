@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federated.errors import AccountingError, RefusedError, StoreError
+from federated.errors import AccountingError, ProtocolError, RefusedError, StoreError
 from federated.manifest import DeclaredQuery, Study, canonical_json
 from federated.model import PrivacyCost
 from federated.node.budget import Cap
@@ -22,6 +23,7 @@ from federated.node.contact import ContactRequest, parse_request
 from federated.node.enrolment import enrol, enrolled, remembered
 from federated.node.guard import GuardPorts
 from federated.node.keeper import FileKeeper
+from federated.node.receipts import Receipts
 from federated.node.store import ImportRecord, erase_at
 from federated.signed_study import SignedStudy, sign_study
 from federated.study_log import make_bundle
@@ -294,7 +296,8 @@ def test_refuses_after_withdrawing_and_what_was_spent_stays_spent(world: World) 
     world.store.reads = 0
     me = world.store.person("me")
     world.store.withdraw(me, asked.id, now=world.now)
-    assert_refuses(world, "withdrawn", world.request(asked, index=world.last, query="mood"), asked)
+    request = world.request(asked, index=world.last, query="mood", round_number=1)
+    assert_refuses(world, "withdrawn", request, asked)
     assert world.budget.spent(me, asked.id) == 0.5
     # Another study is another matter.
     other = world.study({'"sleep-and-mood"': '"sleep-again"'})
@@ -386,22 +389,59 @@ def test_refuses_fewer_nodes_than_promised_however_many_people_are_claimed(world
     assert_refuses(world, "cohort", world.request(asked, taking_part=two), asked)
 
 
-def test_refuses_a_cohort_that_counts_fewer_people_here_than_would_answer(world: World) -> None:
-    """With a bound below what people here could say, an answer or none would tell on them."""
+STANDING = Scope(
+    kinds=frozenset({"mean"}),
+    columns=frozenset({"mood", "sleep_hours"}),
+    purposes=frozenset({"HRESCH"}),
+)
+
+
+def of_three(world: World, *, agreed: Sequence[str]) -> None:
+    """A site of three people, of whom these agreed."""
+    fill(world.store, {name: {"sleep_hours": [7.0], "mood": [1.0]} for name in ("you", "he")})
+    for person in world.store.people():
+        world.consents.revoke(person, now=world.now)
+    people = [world.store.person(name) for name in agreed]
+    world.consents.give(people, STANDING, now=world.now)
+
+
+@pytest.mark.parametrize("claimed", [1, 2, 4, 40])
+def test_refuses_a_cohort_that_counts_more_or_fewer_people_here_than_would_answer(
+    world: World, claimed: int
+) -> None:
+    """Fewer: whether an answer comes would tell of rows. More: who hides nobody is counted."""
     asked = world.study()
-    fill(world.store, {name: {"sleep_hours": [7.0]} for name in ("you", "he")})
-    world.consent()
-    two = {**dict.fromkeys(ROSTER, 1), "node-3": 2}
-    assert_refuses(world, "cohort", world.request(asked, taking_part=two), asked)
+    of_three(world, agreed=["me", "you", "he"])
+    taking_part = {**dict.fromkeys(ROSTER, 1), "node-3": claimed}
+    assert_refuses(world, "cohort", world.request(asked, taking_part=taking_part), asked)
     three = {**dict.fromkeys(ROSTER, 1), "node-3": 3}
     admission = world.admit(world.request(asked, taking_part=three, index=world.last), asked)
     assert len(admission.people) == 3
 
 
-def test_refuses_a_cohort_that_counts_more_people_here_than_there_are(world: World) -> None:
+def test_counts_those_who_agreed_toward_the_cohort_and_nobody_else(world: World) -> None:
     asked = world.study()
-    inflated = {**dict.fromkeys(ROSTER, 1), "node-3": 40}
-    assert_refuses(world, "cohort", world.request(asked, taking_part=inflated), asked)
+    of_three(world, agreed=["me"])
+    everybody = {**dict.fromkeys(ROSTER, 1), "node-3": 3}
+    assert_refuses(world, "cohort", world.request(asked, taking_part=everybody), asked)
+    one = dict.fromkeys(ROSTER, 1)
+    admission = world.admit(world.request(asked, taking_part=one, index=world.last), asked)
+    assert [person.name for person in admission.people] == ["me"]
+
+
+def test_counts_those_who_can_pay_toward_the_cohort_and_nobody_else(world: World) -> None:
+    before, asked = world.study({'"sleep-and-mood"': '"before"'}), world.study()
+    world.budget.set_cap(Cap(epsilon=0.7, delta=1e-4))
+    world.admit(world.request(before), before)
+    of_three(world, agreed=["me", "you", "he"])
+    everybody = {**dict.fromkeys(ROSTER, 1), "node-3": 3}
+    request = world.request(asked, taking_part=everybody)
+    with pytest.raises(RefusedError) as caught:
+        world.admit(request, asked)
+    assert caught.value.rule == "cohort"
+    two = {**everybody, "node-3": 2}
+    admission = world.admit(world.request(asked, taking_part=two, index=world.last), asked)
+    assert [person.name for person in admission.people] == ["you", "he"]
 
 
 def dearer(asked: Study, query: DeclaredQuery) -> PrivacyCost:
@@ -443,6 +483,34 @@ def test_refuses_to_answer_the_same_round_twice(world: World) -> None:
     assert_refuses(world, "repeat", world.request(asked, index=world.last), asked)
 
 
+def test_refuses_a_round_that_was_seen_here_for_whoever_came_since(world: World) -> None:
+    """Two answers to one round, over two sets of people, would differ by who came in between."""
+    asked = world.study()
+    list(world.guard.rows(world.admit(world.request(asked), asked), now=world.now))
+    world.store.reads = 0
+    fill(world.store, {"new": {"sleep_hours": [7.0], "mood": [1.0]}})
+    world.consents.give([world.store.person("new")], STANDING, now=world.now)
+    for query in ("sleep", "mood"):
+        for claimed in (1, 2):
+            again = world.request(
+                asked, index=world.last, query=query,
+                taking_part={**dict.fromkeys(ROSTER, 1), "node-3": claimed},
+            )  # fmt: skip
+            assert_refuses(world, "repeat", again, asked)
+    assert world.budget.spends(world.store.person("new")) == ()
+
+
+def test_refuses_a_round_that_was_seen_here_after_everybody_of_it_was_erased(world: World) -> None:
+    asked = world.study()
+    world.admit(world.request(asked), asked)
+    world.store.erase_person(world.store.person("me"))
+    fill(world.store, {"new": {"sleep_hours": [7.0], "mood": [1.0]}})
+    world.consent()
+    with pytest.raises(RefusedError) as caught:
+        world.admit(world.request(asked, index=world.last), asked)
+    assert caught.value.rule == "repeat"
+
+
 def test_refuses_more_answers_than_the_study_announced(world: World) -> None:
     asked = world.study({"epsilon = 1.0": "epsilon = 1.0\nrounds = 2"})
     for run in ("run-1", "run-2"):
@@ -468,7 +536,8 @@ def test_refuses_to_spend_more_than_the_persons_budget(world: World) -> None:
     asked = world.study()
     world.budget.set_cap(Cap(epsilon=0.7, delta=1e-4))
     world.admit(world.request(asked), asked)
-    assert_refuses(world, "budget", world.request(asked, index=world.last, query="mood"), asked)
+    request = world.request(asked, index=world.last, query="mood", round_number=1)
+    assert_refuses(world, "budget", request, asked)
     # Across studies as well.
     other = world.study({'"sleep-and-mood"': '"sleep-again"'})
     assert_refuses(world, "budget", world.request(other), other)
@@ -478,7 +547,8 @@ def test_a_delta_that_is_used_up_refuses_too(world: World) -> None:
     asked = world.study()
     world.budget.set_cap(Cap(epsilon=100.0, delta=6e-7))
     world.admit(world.request(asked), asked)
-    assert_refuses(world, "budget", world.request(asked, index=world.last, query="mood"), asked)
+    request = world.request(asked, index=world.last, query="mood", round_number=1)
+    assert_refuses(world, "budget", request, asked)
 
 
 def test_refuses_everything_once_the_store_is_an_older_copy(
@@ -577,10 +647,11 @@ def test_each_person_of_a_site_is_judged_alone(world: World) -> None:
     for name in names:
         if name != "poor" and people[name].name != "silent":
             world.store.set_state(people[name], "paused", now=world.now)
-    world.admit(world.request(before), before)
+    one = dict.fromkeys(ROSTER, 1)
+    world.admit(world.request(before, taking_part=one), before)
     world.store.set_state(people["willing"], "taking_part", now=world.now)
     world.store.set_state(people["gone"], "taking_part", now=world.now)
-    admission = world.admit(world.request(asked), asked)
+    admission = world.admit(world.request(asked, taking_part=one), asked)
     assert [person.name for person in admission.people] == ["willing"]
     read = [person.name for person, _ in world.guard.rows(admission, now=world.now)]
     assert read == ["willing"]
@@ -592,6 +663,81 @@ def test_each_person_of_a_site_is_judged_alone(world: World) -> None:
         "gone": "withdrawn",
         "poor": "budget",
     }
+
+
+def test_what_is_reserved_has_a_receipt_from_the_same_moment_on(world: World) -> None:
+    """A crash right after leaves it: nobody is charged without being told."""
+    asked = world.study()
+    admission = world.admit(world.request(asked), asked)
+    (receipt,) = world.receipts()
+    assert (receipt.outcome, receipt.told.epsilon) == ("reserved", 0.5)
+    assert "counts as spent" in receipt.words()
+    list(world.guard.rows(admission, now=world.now))
+    (receipt,) = world.receipts()
+    assert (receipt.outcome, receipt.told.left) == ("allowed", 3.5)
+
+
+def test_neither_a_reservation_nor_its_receipt_is_kept_without_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("The disk is full.")
+
+    asked = world.study()
+    request = world.request(asked)
+    monkeypatch.setattr(Receipts, "reserve", fail)
+    with pytest.raises(StoreError):
+        world.admit(request, asked)
+    assert world.budget.spends(world.store.person("me")) == ()
+    assert world.receipts() == ()
+
+
+def test_a_round_that_fails_after_rows_were_read_is_told_beside_what_it_read(world: World) -> None:
+    asked = world.study()
+    admission = world.admit(world.request(asked), asked)
+    list(world.guard.rows(admission, now=world.now))
+    world.guard.failed(admission, "Too few answered.", now=world.now)
+    assert [one.outcome for one in world.receipts()] == ["allowed", "failed"]
+
+
+def test_who_was_erased_during_a_round_gets_no_receipt_back(world: World) -> None:
+    asked = world.study()
+    admission = world.admit(world.request(asked), asked)
+    world.store.erase_person(world.store.person("me"))
+    world.guard.failed(admission, "Too few answered.", now=world.now)
+    assert world.store.database.all("SELECT * FROM receipts") == []
+
+
+def test_reads_nothing_once_the_time_of_the_study_is_over(world: World) -> None:
+    asked = world.study()
+    admission = world.admit(world.request(asked), asked)
+    with pytest.raises(RefusedError) as caught:
+        list(world.guard.rows(admission, now=asked.valid_until))
+    assert caught.value.rule == "expired"
+    assert world.store.reads == 0
+    (receipt,) = world.receipts()
+    assert (receipt.outcome, receipt.told.rule) == ("refused", "expired")
+    assert "stays spent" in receipt.words()
+    with pytest.raises(RefusedError):
+        list(world.guard.rows(admission, now=world.now))
+
+
+@pytest.mark.parametrize("error", [ProtocolError("No plan."), ZeroDivisionError("mood was 3.0")])
+def test_reserves_nothing_for_a_round_that_cannot_begin(world: World, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    asked = world.study()
+    with pytest.raises(RefusedError) as caught:
+        world.guard.admit(
+            world.request(asked), configuration=asked.run_configuration(), now=world.now,
+            prepare=fail,
+        )  # fmt: skip
+    assert caught.value.rule == "plan"
+    assert world.budget.spends(world.store.person("me")) == ()
+    (receipt,) = world.receipts()
+    assert (receipt.outcome, receipt.told.rule) == ("refused", "plan")
+    assert "3.0" not in receipt.words()
 
 
 def test_a_failed_round_leaves_a_receipt_that_says_it_stays_spent(world: World) -> None:
@@ -614,17 +760,61 @@ def test_a_server_that_asks_for_ever_cannot_fill_the_disk(world: World) -> None:
     assert "30 times" in receipt.words()
 
 
-def test_nothing_in_a_receipt_steers_a_terminal(world: World) -> None:
-    asked = world.study()
-    request = world.request(asked)
-    words = {**json.loads(asked.canonical_bytes()), "\x1b[2J\x07" + "x" * 5000: 1}
+LURE = "call-555-1234-now"
+
+
+def unknown_field(world: World, request: ContactRequest) -> ContactRequest:
+    words = {**json.loads(world.study().canonical_bytes()), f"\x1b[2J{LURE}": 1}
     manifest = canonical_json(words).decode()
     hostile = json.dumps({"manifest": manifest, "signatures": []}).encode()
+    return replace(request, study=hostile)
+
+
+def unsigned_study(world: World, request: ContactRequest) -> ContactRequest:
+    named = world.study({'"sleep-and-mood"': f'"{LURE}"'})
+    return replace(request, study=without(world.parties.sign(named), "ethics-board").encode())
+
+
+def unfitting_signature(world: World, request: ContactRequest) -> ContactRequest:
+    named = world.study({'"sleep-and-mood"': f'"{LURE}"'})
+    signatures = world.parties.sign(world.study()).signatures
+    return replace(request, study=SignedStudy(study=named, signatures=signatures).encode())
+
+
+def strange_proof(world: World, request: ContactRequest) -> ContactRequest:
+    return replace(request, proof=json.dumps({LURE: 1}).encode())
+
+
+def proof_of_another_log(world: World, request: ContactRequest) -> ContactRequest:
+    raw = json.loads(request.proof)
+    proof = base64.b64decode(raw["proof"]).replace(ORIGIN.encode(), LURE.encode())
+    raw["proof"] = base64.b64encode(proof).decode()
+    return replace(request, proof=json.dumps(raw).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [unknown_field, unsigned_study, unfitting_signature, strange_proof, proof_of_another_log],
+)
+def test_no_word_that_nobody_signed_gets_into_a_receipt(
+    world: World, change: Callable[[World, ContactRequest], ContactRequest]
+) -> None:
+    asked = world.study()
+    request = change(world, world.request(asked))
+    with pytest.raises(RefusedError):
+        world.admit(request, asked)
+    (receipt,) = world.receipts()
+    assert LURE not in receipt.words()
+    assert LURE not in str(receipt.plain())
+    assert receipt.told.reason.isprintable()
+
+
+def test_text_that_is_no_utf_8_is_refused_with_a_receipt(world: World) -> None:
+    asked = world.study()
+    request = world.request(asked)
+    hostile = b'{"manifest":"\xff\xfe","signatures":[]}'
     assert_refuses(world, "manifest", replace(request, study=hostile), asked)
-    reason = world.receipts()[-1].told.reason
-    assert "[2J" in reason
-    assert reason.isprintable()
-    assert len(reason) <= 500
+    assert_refuses(world, "study_log", replace(request, proof=b'{"\xff":1}'), asked)
 
 
 @settings(

@@ -22,6 +22,38 @@ def test_refusals_that_differ_are_bounded_and_what_was_allowed_stays(store: Stor
     assert found[-1].told.study == f"study-{MAX_REFUSALS + 49}"
 
 
+def test_a_flood_of_refusals_by_one_rule_leaves_those_of_others_and_what_cost_something(
+    store: Store,
+) -> None:
+    fill(store, {"me": {"mood": [1.0]}})
+    me, receipts = store.person("me"), Receipts(store)
+    paid = Told(study="paid", title="Paid", epsilon=0.5)
+    refused = Told(study="late", rule="cohort", reason="Too late.", epsilon=0.5)
+    with store.database.transaction():
+        receipts.reserve([me], paid, now=RECORD.at)
+        late = receipts.reserve([me], paid, now=RECORD.at)
+        receipts.settle([(late[me.number], refused)], "refused", now=RECORD.at)
+        receipts.give([me], "refused", told(), now=RECORD.at)
+        for number in range(2 * MAX_REFUSALS):
+            flood = Told(study="x", rule="cohort", reason=f"Too few people: {number}.")
+            receipts.give([me], "refused", flood, now=RECORD.at + number)
+    found = receipts.of(me)
+    assert [one.outcome for one in found[:3]] == ["reserved", "refused", "refused"]
+    assert [one.told.study for one in found[:3]] == ["paid", "late", "study-0"]
+    assert len(found) == 3 + MAX_REFUSALS
+
+
+def test_a_receipt_that_says_what_came_of_it_is_not_changed_again(store: Store) -> None:
+    fill(store, {"me": {"mood": [1.0]}})
+    me, receipts = store.person("me"), Receipts(store)
+    paid = Told(study="paid", title="Paid", epsilon=0.5)
+    number = receipts.reserve([me], paid, now=RECORD.at)[me.number]
+    receipts.settle([(number, paid)], "refused", now=RECORD.at)
+    receipts.settle([(number, paid)], "allowed", now=RECORD.at)
+    receipts.fail([number], paid, now=RECORD.at)
+    assert [one.outcome for one in receipts.of(me)] == ["refused"]
+
+
 def test_the_same_refusal_on_another_day_is_told_again(store: Store) -> None:
     fill(store, {"me": {"mood": [1.0]}})
     me, receipts = store.person("me"), Receipts(store)

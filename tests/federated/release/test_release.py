@@ -60,7 +60,7 @@ def test_the_document_says_all_that_a_release_must(document: dict[str, Any]) -> 
     assert document["trust"] == {
         "model": "secure_aggregation",
         "threshold": 3,
-        "colluding": 0,
+        "colluding": 1,
         "minimum_survivors": 3,
     }
     first = document["answers"][0]
@@ -119,7 +119,7 @@ def test_the_report_says_what_the_document_says(document: dict[str, Any]) -> Non
         "zero-out",
         "secure aggregation",
         "nobody, the coordinator included",
-        "at most 0 nodes are in league",
+        "knowing the noise that they added themselves, are at most 1 in number",
         "Discrete Gaussian noise of scale 9,400",
         "4.99 to 5.83",
         "95 % interval",
