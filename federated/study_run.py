@@ -24,7 +24,7 @@ from federated.aggregation.trusted import TrustedServer
 from federated.analytics.intervals import carried
 from federated.errors import CohortError, FederatedError, ProtocolError
 from federated.ledger import Reservation
-from federated.model import Answer, NoisePlan, PrivacyCost, Query, RandomBits
+from federated.model import Answer, PrivacyCost, Query, RandomBits
 from federated.node.contact import MAX_PEOPLE, ContactRequest, Question, verify_request
 from federated.node.service import roster_of, round_name
 from federated.rounds import (
