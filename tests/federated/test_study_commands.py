@@ -413,7 +413,7 @@ def test_an_approver_reads_all_that_he_signs(desk: Desk) -> None:
         "3 agree before a sum is unmasked", "modulo 2^64",
         "sleep: the mean over people (mean 'sleep'): column = sleep_hours",
         "discrete laplace noise of scale",
-        "ε = 0.5 at δ = 5e-07", "ε = 0.5 at δ = 0e+00",
+        "ε = 0.5 at δ = 5e-07", "ε = 0.5 at δ = 0\n",
     ):  # fmt: skip
         assert words in text, words
     shown = desk.json("show", "sleep-and-phq9")["signed"]

@@ -57,9 +57,9 @@ def test_a_lock_is_held_alone_and_closed_to_others(tmp_path: Path) -> None:
             with private_lock(path):
                 inside.append(1)
                 assert len(inside) == 1
-                # Who holds it may remove it; nobody else is let in by that.
-                path.unlink()
                 inside.pop()
+                # Who holds it may remove it: from here on it is another's.
+                path.unlink()
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(count) for _ in range(4)]:
