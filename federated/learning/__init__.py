@@ -1,1 +1,1 @@
-"""Questions that one noisy sum answers, each with how sure the answer is. See DESIGN.md."""
+"""Models over people's own days, trained under the same guard, noise and budget. See DESIGN.md."""

@@ -24,6 +24,10 @@ MAX_EXAMPLES: Final = 4096
 MAX_PARAMETERS: Final = 100_000
 MAX_ROUNDS: Final = 1000
 _MAX_STEPS: Final = 64
+_MAX_EPOCHS: Final = 100
+_MAX_RATE: Final = 1000.0
+_MAX_L2: Final = 10.0
+_MAX_LAYERS: Final = 4
 _MAX_WIDTH: Final = 512
 
 
@@ -102,8 +106,12 @@ class Work:
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for work that never ends or goes nowhere."""
-        if not 1 <= self.epochs <= 100 or not 0 < self.rate <= 1000 or not 0 <= self.l2 <= 10:
-            raise ManifestError("`work` needs 1 to 100 epochs, a rate in (0, 1000], l2 in [0, 10].")
+        bounded = self.epochs <= _MAX_EPOCHS and self.rate <= _MAX_RATE and self.l2 <= _MAX_L2
+        if not bounded or not (self.epochs >= 1 and self.rate > 0 and self.l2 >= 0):
+            raise ManifestError(
+                f"`work` needs 1 to {_MAX_EPOCHS} epochs, a rate above 0 and at most "
+                f"{_MAX_RATE:g}, and `l2` of 0 to {_MAX_L2:g}."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +150,7 @@ class TrainSpec:
 
     def _check_shape(self) -> None:
         widths = {"logistic": 0, "linear": 0, "gru": 1}.get(self.kind, len(self.hidden))
-        if len(self.hidden) != widths or (self.kind == "mlp" and not 1 <= widths <= 4):
+        if len(self.hidden) != widths or (self.kind == "mlp" and not 1 <= widths <= _MAX_LAYERS):
             raise ManifestError(f"{self.name}: `hidden` does not fit a model of kind {self.kind}.")
         if not all(1 <= width <= _MAX_WIDTH for width in self.hidden):
             raise ManifestError(f"{self.name}: a layer has 1 to {_MAX_WIDTH} units.")

@@ -1,1 +1,1 @@
-"""Questions that one noisy sum answers, each with how sure the answer is. See DESIGN.md."""
+"""The same learning over virtual devices, many at once. See DESIGN.md."""
