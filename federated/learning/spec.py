@@ -29,6 +29,7 @@ _MAX_RATE: Final = 1000.0
 _MAX_L2: Final = 10.0
 _MAX_LAYERS: Final = 4
 _MAX_WIDTH: Final = 512
+_MOST_HELD_OUT: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,7 @@ class TrainSpec:
     `hidden`: widths of the MLP's layers, or of the GRU (one). `steps`: days that a GRU sees, the
     example's own the last. `most`: examples of one person in a round, the newest. `clip`: L2 norm
     to which a person's update is clipped; `scale`: integers per unit of it. `rounds` as announced.
+    `held_out`: the share of people who are never trained on, and whom evaluation asks (`split`).
     """
 
     name: str
@@ -135,6 +137,7 @@ class TrainSpec:
     clip: float = 1.0
     scale: float = 4096.0
     rounds: int = 10
+    held_out: float = 0.2
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a declaration that cannot be trained."""
@@ -146,6 +149,8 @@ class TrainSpec:
             )
         if not (0 < self.clip < math.inf and 1 <= self.scale * self.clip < 2.0**40):
             raise ManifestError(f"{self.name}: `clip` and `scale` must leave room for integers.")
+        if not 0 <= self.held_out <= _MOST_HELD_OUT:
+            raise ManifestError(f"{self.name}: `held_out` is 0 to {_MOST_HELD_OUT:g}.")
         self._check_shape()
 
     def _check_shape(self) -> None:
@@ -164,6 +169,9 @@ class TrainSpec:
             raise ManifestError(f"{self.name}: a linear model predicts a number.")
         if self.kind == "gru" and self.per == "person":
             raise ManifestError(f"{self.name}: a sequence needs an example for each day.")
+        lags = (*(one.lag for one in self.features), self.label.ahead)
+        if self.per == "person" and any(lags):
+            raise ManifestError(f"{self.name}: who is one example has no `lag` and no `ahead`.")
 
     @property
     def columns(self) -> frozenset[str]:
