@@ -279,8 +279,8 @@ class EvaluateClass(EvaluateRound):
         """What knots do."""
         return (
             (
-                f"Scores are told apart at {self.asked.bins} steps: AUC is drawn towards 0.5 by "
-                "about a hundredth at most, and the Brier score is a little too high."
+                f"Scores are told apart at {self.asked.bins} steps: with few, AUC is drawn a "
+                "little towards 0.5, and the Brier score is a little too high."
             ),
             "Where a person has many examples, intervals are wider than they would have to be.",
         )

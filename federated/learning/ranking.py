@@ -72,14 +72,13 @@ class Ranking:
             return estimate(name, 0.5, (0.0, 1.0), level=level, unit="")
         zeros, ones = self.zeros, self.ones
         lost, found = float(zeros.sum()), float(ones.sum())
-        ahead = np.cumsum(ones[::-1])[::-1] - ones / 2
-        behind = np.cumsum(zeros) - zeros / 2
+        order = _order(len(ones))
+        ahead, behind = ones @ order, order @ zeros
         value = float(zeros @ ahead) / (lost * found)
         influence = np.concatenate(
             [(ahead / found - value) / lost, (behind / lost - value) / found]
         )
         # Noise of one class meets noise of the other: the term that the gradient leaves out.
-        order = np.sign(np.arange(len(ones))[:, None] - np.arange(len(zeros))) / 2 + 0.5
         meeting = float(np.sum((order - value) ** 2)) / (lost * found) ** 2
         spread = self._spread(influence, more=self.noise.variance**2 * meeting)
         return _within(name, value, spread, level, (0.0, 1.0))
@@ -147,6 +146,17 @@ class Ranking:
             sampling_noise=self.noise.variance * float(np.sum(squares**2)),
             people=self.mass,
         )
+
+
+def _order(count: int) -> _Floats:
+    """How far a 1 at knot i counts as ahead of a 0 at knot j: 1, a half, or 0; and a correction.
+
+    Sharing out between knots blurs scores, which draws the AUC towards a half. To the second order
+    in their distance the blur takes as much as an eighth more for neighbours gives back: for d > 0
+    between two scores, ∫ d·(1 - counted) dd is 1/8, averaged over where they lie between knots.
+    """
+    ahead = np.arange(count)[:, None] - np.arange(count)
+    return np.asarray(np.sign(ahead) / 2 + 0.5 + np.where(np.abs(ahead) == 1, ahead / 8, 0.0))
 
 
 def _within(

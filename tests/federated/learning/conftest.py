@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+# Read when torch is first imported, which tests that need none of it never do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -103,11 +103,11 @@ def test_without_noise_the_answer_is_the_exact_figure() -> None:
     assert found["observed rate"] == pytest.approx(float(exact.truth.mean()), abs=1e-3)
 
 
-@pytest.mark.parametrize("bins", [8, 16, 32])
-def test_the_steps_of_the_scores_cost_little_auc(bins: int) -> None:
+@pytest.mark.parametrize(("bins", "lost"), [(16, 0.004), (32, 0.001), (64, 0.0005)])
+def test_the_steps_of_the_scores_cost_little_auc(bins: int, lost: float) -> None:
     people = drawn(np.random.default_rng(2), 2000)
     found = values(answer(EvaluateQuery(spec=ONE_DAY, bins=bins).at(WEIGHTS), people))
-    assert abs(found["AUC"] - scored(ONE_DAY, WEIGHTS, people).auc) < 0.2 / bins
+    assert abs(found["AUC"] - scored(ONE_DAY, WEIGHTS, people).auc) < lost
 
 
 def test_subgroups_say_what_their_people_alone_would() -> None:
@@ -126,12 +126,12 @@ def test_subgroups_say_what_their_people_alone_would() -> None:
 @pytest.mark.parametrize(("days", "epsilon"), [(1, 1.0), (1, 4.0), (10, 2.0)])
 def test_intervals_of_a_class_hold_the_truth(days: int, epsilon: float) -> None:
     random = np.random.default_rng(4)
-    query = EvaluateQuery(spec=ONE_DAY, bins=16).at(WEIGHTS)
-    everybody = drawn(random, 4000, days)
+    query = EvaluateQuery(spec=ONE_DAY, bins=32).at(WEIGHTS)
+    everybody = drawn(random, 3000, days)
     masses = np.array([query.masses(rows) for rows in everybody])
     truth = _truth(everybody)
     noise = choose_noise(query, epsilon=epsilon, delta=0)
-    studies, held = 400, dict.fromkeys(truth, 0)
+    studies, held = 300, dict.fromkeys(truth, 0)
     for seed in range(studies):
         chosen = random.integers(0, len(masses), 800)
         total = np.rint(masses[chosen].sum(axis=0) * query.layout.unit).astype(np.int64)
@@ -139,8 +139,8 @@ def test_intervals_of_a_class_hold_the_truth(days: int, epsilon: float) -> None:
         for one in query.decode(total, noise=noise, people=800, level=0.95).estimates:
             if one.name in held:
                 held[one.name] += one.interval.low <= truth[one.name] <= one.interval.high
-    # Four standard deviations of a share of 400 below 0.95.
-    assert min(held.values()) >= 0.905 * studies, held
+    # Four standard deviations of a share of 300 below 0.95.
+    assert min(held.values()) >= 0.9 * studies, held
 
 
 def _truth(everybody: list[PersonRows]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits, SystemBits
+from federated.learning.evaluate import EvaluateRound
 from federated.learning.examples import examples_of
 from federated.learning.local import update
 from federated.learning.models import parameters
@@ -33,7 +34,7 @@ def bits(seed: int) -> SeededBits:
     return SeededBits(seed.to_bytes(32), b"test")
 
 
-def keeps(query: TrainRound, vector: NDArray[np.int64]) -> None:
+def keeps(query: TrainRound | EvaluateRound, vector: NDArray[np.int64]) -> None:
     assert vector.shape == (query.dimension,)
     assert vector.dtype == np.int64
     whole = [abs(int(value)) for value in vector]
