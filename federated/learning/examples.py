@@ -7,14 +7,14 @@ calendar days, never positions in the table: what was not recorded yesterday is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.learning.spec import Examples, Feature, Label, TrainSpec
+from federated.learning.spec import Examples, Label, TrainSpec
 from federated.model import PersonRows
 
 #: What an infinity counts as before a mean is taken, so that sums and differences stay numbers.
@@ -43,20 +43,20 @@ def examples_of(spec: TrainSpec, rows: PersonRows) -> Examples:
     days later. Inputs stand in the order of the features, each followed by its indicator if it has
     one; a sequence is `steps` calendar days, the example's own the last, and what is missing is 0.
     """
-    columns = {name: _column(rows, name) for name in spec.columns}
+    reading = _reading(spec)
+    table = _table(reading, rows)
+    series = _series(reading, table)
     if spec.per == "person":
-        return _of_person(spec, columns)
-    places = _places(spec, rows, columns)
-    labels = _truth(spec.label, _label_ahead(spec, rows, columns))
-    back = np.arange(spec.steps - 1, -1, -1)
-    days = rows.days[places][:, None] - back
-    x = np.zeros((*days.shape, spec.inputs))
-    start = 0
-    for feature in spec.features:
-        values = _feature_values(feature, columns)
-        scaled = _scaled(_at(rows.days, days - feature.lag, values), feature.low, feature.high)
-        start = _fill(x, start, feature, scaled)
-    return Examples(x=x if spec.kind == "gru" else x[:, 0, :], y=labels[places])
+        label = _truth(spec.label, _newest(table[[reading.label]]))
+        known = ~np.isnan(label)
+        return Examples(x=_inputs(reading, _newest(series))[None][known], y=label[known])
+    places, labels = _days_and_labels(spec, reading, table, rows)
+    days = rows.days[places][:, None] - np.arange(spec.steps - 1, -1, -1)
+    raw = np.empty((*days.shape, len(spec.features)))
+    for lag, features in reading.by_lag:
+        raw[..., features] = np.moveaxis(_at(rows.days, days - lag, series[features]), 0, -1)
+    x = _inputs(reading, raw)
+    return Examples(x=x if spec.kind == "gru" else x[:, 0, :], y=_truth(spec.label, labels))
 
 
 def history_of(spec: TrainSpec, rows: PersonRows) -> History:
@@ -65,13 +65,14 @@ def history_of(spec: TrainSpec, rows: PersonRows) -> History:
     Known when the prediction is made: labels of days up to the example's, and of the example's own
     only if the label lies ahead. A person who is one example has no past.
     """
-    columns = {name: _column(rows, name) for name in spec.columns}
-    if spec.per == "person":
-        none = np.full(examples_of(spec, rows).y.shape, np.nan)
-        return History(mean=none, last=none)
-    places = _places(spec, rows, columns)
+    reading = _reading(spec)
+    table = _table(reading, rows)
     label = spec.label
-    seen = _scaled(columns[label.column], label.low, label.high)
+    if spec.per == "person":
+        none = np.full(np.count_nonzero(~np.isnan(_newest(table[[reading.label]]))), np.nan)
+        return History(mean=none, last=none)
+    places, _ = _days_and_labels(spec, reading, table, rows)
+    seen = _scaled(table[reading.label], label.low, label.high)
     known = ~np.isnan(seen)
     until = places + (1 if label.ahead else 0)
     count = np.concatenate(([0], np.cumsum(known)))[until]
@@ -85,65 +86,107 @@ def history_of(spec: TrainSpec, rows: PersonRows) -> History:
     return History(mean=(1 + sign * mean) / 2, last=(1 + sign * last) / 2)
 
 
-def _of_person(spec: TrainSpec, columns: Mapping[str, _Floats]) -> Examples:
-    """The newest value of each column, or no example where the label was never known."""
-    label = _truth(spec.label, _newest(columns[spec.label.column]))
-    if np.isnan(label[0]):
-        return Examples(x=np.zeros((0, spec.inputs)), y=np.zeros(0))
-    x = np.zeros((1, spec.inputs))
-    start = 0
-    for feature in spec.features:
-        newest = _newest(_feature_values(feature, columns))
-        start = _fill(x, start, feature, _scaled(newest, feature.low, feature.high))
-    return Examples(x=x, y=label)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """A specification as places in arrays. `inputs`, `indicators`: where each stands in an example.
+
+    `columns`, `label`: rows of the table; `by_lag`: which features are taken from how long ago.
+    """
+
+    names: tuple[str, ...]
+    label: int
+    columns: NDArray[np.intp]
+    within: tuple[int, ...]
+    by_lag: tuple[tuple[int, NDArray[np.intp]], ...]
+    low: _Floats
+    high: _Floats
+    width: int
+    inputs: NDArray[np.intp]
+    indicated: NDArray[np.intp]
+    indicators: NDArray[np.intp]
 
 
-def _places(spec: TrainSpec, rows: PersonRows, columns: Mapping[str, _Floats]) -> NDArray[np.intp]:
-    """Which rows are examples: the newest `most`."""
-    there = ~np.all(np.isnan(np.stack(list(columns.values()))), axis=0)
-    labelled = ~np.isnan(_label_ahead(spec, rows, columns))
-    return np.flatnonzero(there & labelled)[-spec.most :]
+@lru_cache(maxsize=64)
+def _reading(spec: TrainSpec) -> _Reading:
+    names, features = tuple(sorted(spec.columns)), spec.features
+    indicated = np.array([one.indicator for one in features], dtype=np.intp)
+    starts = np.arange(len(features)) + np.cumsum(indicated) - indicated
+    lags = np.array([one.lag for one in features])
+    return _Reading(
+        names=names,
+        label=names.index(spec.label.column),
+        columns=np.array([names.index(one.column) for one in features]),
+        within=tuple(place for place, one in enumerate(features) if one.within),
+        by_lag=tuple((int(lag), np.flatnonzero(lags == lag)) for lag in np.unique(lags)),
+        low=np.array([one.low for one in features]),
+        high=np.array([one.high for one in features]),
+        width=spec.inputs,
+        inputs=starts,
+        indicated=np.flatnonzero(indicated),
+        indicators=starts[indicated == 1] + 1,
+    )
 
 
-def _label_ahead(spec: TrainSpec, rows: PersonRows, columns: Mapping[str, _Floats]) -> _Floats:
-    return _at(rows.days, rows.days + spec.label.ahead, columns[spec.label.column])
+def _table(reading: _Reading, rows: PersonRows) -> _Floats:
+    """Columns by days, NaN where nothing is known; infinities as huge numbers."""
+    table = np.full((len(reading.names), len(rows.days)), np.nan)
+    for place, name in enumerate(reading.names):
+        values = rows.values.get(name)
+        if values is not None:
+            table[place] = values
+    return np.clip(table, -_HUGE, _HUGE)
 
 
-def _column(rows: PersonRows, name: str) -> _Floats:
-    """A column, NaN where nothing is known; infinities as huge numbers."""
-    values = rows.values.get(name)
-    if values is None:
-        return np.full(rows.days.shape, np.nan)
-    return np.clip(np.asarray(values, dtype=np.float64), -_HUGE, _HUGE)
+def _series(reading: _Reading, table: _Floats) -> _Floats:
+    """Each feature by days, before lags: the column, or less the mean of all days before."""
+    series = table[reading.columns]
+    for place in reading.within:
+        values = series[place]
+        known = ~np.isnan(values)
+        filled = np.where(known, values, 0.0)
+        count, total = np.cumsum(known) - known, np.cumsum(filled) - filled
+        series[place] = np.where(count > 0, values - total / np.maximum(count, 1), np.nan)
+    return series
 
 
-def _feature_values(feature: Feature, columns: Mapping[str, _Floats]) -> _Floats:
-    """The column itself, or for `within` less the mean of all days before each day."""
-    values = columns[feature.column]
-    if not feature.within:
-        return values
-    known = ~np.isnan(values)
-    count = np.cumsum(known) - known
-    filled = np.where(known, values, 0.0)
-    total = np.concatenate(([0.0], np.cumsum(filled)[:-1])) if filled.size else filled
-    return np.where(count > 0, values - total / np.maximum(count, 1), np.nan)
+def _days_and_labels(
+    spec: TrainSpec, reading: _Reading, table: _Floats, rows: PersonRows
+) -> tuple[NDArray[np.intp], _Floats]:
+    """Which rows are examples, the newest `most`, and the value that is their label."""
+    ahead = _at(rows.days, rows.days + spec.label.ahead, table[reading.label])
+    there = ~np.all(np.isnan(table), axis=0)
+    places = np.flatnonzero(there & ~np.isnan(ahead))[-spec.most :]
+    return places, ahead[places]
 
 
 def _at(days: NDArray[np.int64], wanted: NDArray[np.int64], values: _Floats) -> _Floats:
-    """`values` on the calendar days `wanted`, NaN where there is no such day."""
+    """`values` (…, days) on the calendar days `wanted`, NaN where there is no such day."""
     if not days.size:
-        return np.full(wanted.shape, np.nan)
+        return np.full((*values.shape[:-1], *wanted.shape), np.nan)
     place = np.minimum(np.searchsorted(days, wanted), days.size - 1)
-    return np.where(days[place] == wanted, values[place], np.nan)
+    return np.where(days[place] == wanted, values[..., place], np.nan)
 
 
 def _newest(values: _Floats) -> _Floats:
-    """The last known value, shape (1,), or NaN."""
-    known = values[~np.isnan(values)]
-    return known[-1:] if known.size else np.full(1, np.nan)
+    """The last known value of each row of `values` (…, days), or NaN."""
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    place = values.shape[-1] - 1 - np.argmax(~np.isnan(values[..., ::-1]), axis=-1)
+    found = np.take_along_axis(values, np.expand_dims(place, -1), axis=-1)
+    return np.asarray(found[..., 0])
 
 
-def _scaled(values: _Floats, low: float, high: float) -> _Floats:
+def _inputs(reading: _Reading, raw: _Floats) -> _Floats:
+    """Scaled features (…, features) as they stand in an example, beside their indicators."""
+    scaled = _scaled(raw, reading.low, reading.high)
+    known = ~np.isnan(scaled)
+    x = np.empty((*raw.shape[:-1], reading.width))
+    x[..., reading.inputs] = np.where(known, scaled, 0.0)
+    x[..., reading.indicators] = known[..., reading.indicated]
+    return x
+
+
+def _scaled(values: _Floats, low: _Floats | float, high: _Floats | float) -> _Floats:
     """From `low` … `high` to -1 … 1, clipped; NaN stays."""
     # Halves first: the width of finite bounds may be no finite number.
     middle, half = low / 2 + high / 2, high / 2 - low / 2
@@ -158,12 +201,3 @@ def _truth(label: Label, values: _Floats) -> _Floats:
     at_least, below = label.at_least, label.below
     holds = values < below if below is not None else values >= (at_least or 0.0)
     return np.where(np.isnan(values), np.nan, holds.astype(np.float64))
-
-
-def _fill(x: _Floats, start: int, feature: Feature, scaled: _Floats) -> int:
-    """Write a feature, and its indicator, from `start` on; returns where the next one starts."""
-    known = ~np.isnan(scaled)
-    x[..., start] = np.where(known, scaled, 0.0)
-    if feature.indicator:
-        x[..., start + 1] = known
-    return start + 1 + feature.indicator
