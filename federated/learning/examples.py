@@ -134,7 +134,7 @@ def _table(reading: _Reading, rows: PersonRows) -> _Floats:
         values = rows.values.get(name)
         if values is not None:
             table[place] = values
-    return np.clip(table, -_HUGE, _HUGE)
+    return np.asarray(np.clip(table, -_HUGE, _HUGE))
 
 
 def _series(reading: _Reading, table: _Floats) -> _Floats:
