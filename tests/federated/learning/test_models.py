@@ -149,7 +149,7 @@ def test_a_device_that_trains_logistic_models_never_imports_torch() -> None:
     program = (
         "import sys, numpy as np\n"
         "from tests.federated.learning.samples import LOGISTIC, LINEAR, made_up\n"
-        "from federated.learning import examples, models, local, round_query\n"
+        "from federated.learning import examples, models, local, round_query, evaluate, split\n"
         "for spec in (LOGISTIC, LINEAR):\n"
         "    weights = models.initial(spec, seed=b'')\n"
         "    local.update(spec, weights, made_up(spec, 1))\n"
