@@ -1,0 +1,1 @@
+"""The same learning over virtual devices, many at once. See DESIGN.md."""
