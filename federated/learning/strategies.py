@@ -241,6 +241,16 @@ class Correlated:
         moved = self.inner.step(state, newest, people=people, unit=unit)
         return replace(moved, recent=kept)
 
+    def lost(self, state: TrainingState) -> TrainingState:
+        """The state after a round that was dispatched and has no sum. It keeps its number.
+
+        Its row is decoded as zeros: earlier rounds stay whole, and of its own updates the later
+        rows bring a part back. Asking the same round again would be one row too many.
+        """
+        nothing = np.zeros((1, state.weights.size))
+        kept = np.concatenate([nothing, state.recent])[: self.factors.bands - 1]
+        return replace(state, done=state.done + 1, recent=kept)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoMoreGain:

@@ -108,6 +108,20 @@ def test_correlated_sums_decode_right_while_the_clip_changes() -> None:
     assert state.weights == pytest.approx(np.array(units) @ sums / 10)
 
 
+def test_a_lost_round_takes_nothing_from_the_others_and_comes_back_in_part() -> None:
+    factors, sums = square_root(16, grain=1 << 16), totals(12)
+    rows = [combine(list(sums[t::-1]), factors) for t in range(12)]
+    strategy = Correlated(inner=FedAvg(), factors=factors)
+    state = start(np.zeros(3), clip=1.0)
+    for now, row in enumerate(rows):
+        state = strategy.lost(state) if now == 5 else strategy.step(state, row, people=1)
+    assert state.done == 12
+    others = np.delete(sums, 5, axis=0).sum(axis=0)
+    # Six rows later all but c[6] of it is there, as the root's later rows hold it.
+    left = 1 - math.comb(12, 6) / 4**6
+    assert state.weights == pytest.approx(others + left * sums[5], rel=1e-3)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_stopped_after_any_round_goes_on_with_the_same_numbers(strategy: Strategy) -> None:
     rows = totals(12)
