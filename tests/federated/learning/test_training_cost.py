@@ -112,6 +112,8 @@ def test_progress_rises_to_the_whole_cost_and_counts_other_releases() -> None:
     spent = [epsilon_so_far(noise, UPDATE, done=done, **asked) for done in range(33)]
     assert spent[0] == 0.0
     assert spent == sorted(spent)
+    assert spent[1] < spent[8] < spent[17] < spent[-1]
+    assert spent[1] < 0.75 * spent[-1]
     assert spent[-1] == pytest.approx(2.0, abs=1e-6)
     bins = cost_of(NoisePlan(mechanism="discrete_laplace", scale=10.0), ONE, delta=0.0)
     beside = epsilon_so_far(noise, UPDATE, done=0, others=[bins], **asked)
