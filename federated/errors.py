@@ -70,6 +70,12 @@ class StoreError(FederatedError):
     code = "federated.store"
 
 
+class CheckpointError(FederatedError):
+    """A training's saved state is damaged or another study's. Resume from the one before."""
+
+    code = "federated.checkpoint"
+
+
 class ImportDataError(FederatedError):
     """A file is not what its format says. Nothing of it was kept, unless the message says so."""
 

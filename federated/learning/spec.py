@@ -1,7 +1,7 @@
 """What a training study declares: examples, model, work on the device, clip, rounds.
 
 Types and their rules; no mathematics. `examples` makes examples of rows, `models` what a model
-computes, `local` the work of one round, `federated.simulation` the same for many people at once.
+computes, `local` the work of one round.
 """
 
 from __future__ import annotations

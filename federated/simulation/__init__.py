@@ -1,1 +1,0 @@
-"""The same learning over virtual devices, many at once. See DESIGN.md."""
