@@ -128,9 +128,7 @@ def play(home: Path, say: Say) -> None:
             made = desk.asked("users", "add", name, "--role", role, "--print-second-factor")
             desk.accounts[name] = made
         desk.havengate("federated", "trust", "--board", keys["board"], "--minimum-cohort", "1000")
-        stack.enter_context(
-            process(home, "federation", [*UP, str(SITES), "--json"], "{")
-        )
+        stack.enter_context(process(home, "federation", [*UP, str(SITES), "--json"], "{"))
         say("a federation", f"SuperLink and {SITES} sites over TLS; a witness watches its log")
         people = import_people(desk)
         say("people", f"{people:,} who answered PHQ-9 (NHANES 2017-2018), each under an own key")
