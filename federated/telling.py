@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from federated.release.figures import figures
+
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from federated.manifest import DeclaredQuery, Study
@@ -158,11 +160,9 @@ def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:
     for one in document["answers"]:
         yield f"{one['query']}, {one['people']:,} people:"
         for estimate in one["estimates"]:
-            low, high, level = estimate["low"], estimate["high"], 100 * estimate["level"]
-            yield (
-                f"    {estimate['name']}: {estimate['value']:.4g} {estimate['unit']} "
-                f"({low:.4g} to {high:.4g} at {level:g} %)"
-            )
+            value, low, high = figures(estimate["value"], estimate["low"], estimate["high"])
+            level, unit = f"{100 * estimate['level']:g} %", estimate["unit"]
+            yield f"    {estimate['name']}: {value} {unit} ({low} to {high} at {level})"
     for name, why in document["failures"].items():
         yield f"{name}: no answer. {why}"
     privacy = document["privacy"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Final
 
+from federated.release.figures import figures, number
 from federated.release.plots import plot_estimates
 
 _MECHANISMS: Final = {
@@ -98,27 +99,29 @@ def _key_figures(document: Mapping[str, Any]) -> str:
     cohort = "none" if not people else f"{people[0]:,}"
     if len(people) > 1:
         cohort = f"{people[0]:,} to {people[-1]:,}"
-    figures = (
+    shown = (
         ("People in the answers", cohort),
-        ("Privacy spent", f"ε = {_number(privacy['epsilon'])}"),
+        ("Privacy spent", f"ε = {number(privacy['epsilon'])}"),
         ("at δ", _small(privacy["delta"])),
         ("Unit of privacy", privacy["unit"]),
         ("Adjacency", privacy["adjacency"]),
         ("Trust model", document["trust"]["model"].replace("_", " ")),
     )
-    return f'<dl class="key">{"".join(_figure(*one) for one in figures)}</dl>'
+    return f'<dl class="key">{"".join(_figure(*one) for one in shown)}</dl>'
+
+
+def _row(estimate: Mapping[str, Any]) -> str:
+    value, low, high = figures(estimate["value"], estimate["low"], estimate["high"])
+    return (
+        f"<tr><td>{escape(estimate['name'])}</td>"
+        f'<td class="number">{value}</td><td class="number">{low} to {high}</td>'
+        f"<td>{escape(estimate['unit'])}</td></tr>"
+    )
 
 
 def _answer(one: Mapping[str, Any]) -> str:
     estimates = one["estimates"]
-    rows = "".join(
-        "<tr>"
-        f"<td>{escape(e['name'])}</td>"
-        f'<td class="number">{_number(e["value"])}</td>'
-        f'<td class="number">{_number(e["low"])} to {_number(e["high"])}</td>'
-        f"<td>{escape(e['unit'])}</td></tr>"
-        for e in estimates
-    )
+    rows = "".join(_row(estimate) for estimate in estimates)
     level = f"{100 * estimates[0]['level']:g} %" if estimates else ""
     cost = one["cost"]
     label = escape(f"{one['query']}: each estimate with its {level} interval", quote=True)
@@ -136,8 +139,8 @@ def _answer(one: Mapping[str, Any]) -> str:
         f"{table}{cautions}"
         f'<p class="small">{one["people"]:,} people at {one["nodes"]} nodes'
         f"{_dropped(one['dropped'])}. {_MECHANISMS.get(cost['mechanism'], cost['mechanism'])} of "
-        f"scale {_number(cost['scale'])} on integers that one person moves by at most "
-        f"{_number(cost['l1'])} (L1) or {_number(cost['l2'])} (L2). The interval holds the noise "
+        f"scale {number(cost['scale'])} on integers that one person moves by at most "
+        f"{number(cost['l1'])} (L1) or {number(cost['l2'])} (L2). The interval holds the noise "
         "and the sampling error.</p></section>"
     )
 
@@ -153,15 +156,15 @@ def _failure(name: str, why: str) -> str:
 def _privacy(document: Mapping[str, Any]) -> str:
     privacy = document["privacy"]
     rows = "".join(
-        f'<tr><td>{escape(one["query"])}</td><td class="number">{_number(one["cost"]["epsilon"])}'
+        f'<tr><td>{escape(one["query"])}</td><td class="number">{number(one["cost"]["epsilon"])}'
         f'</td><td class="number">{_small(one["cost"]["delta"])}</td>'
         f"<td>{escape(_MECHANISMS.get(one['cost']['mechanism'], ''))}</td></tr>"
         for one in document["answers"]
     )
     return (
         "<p>All that was ever asked in this study cost each person at most "
-        f"ε = {_number(privacy['epsilon'])} at δ = {_small(privacy['delta'])}; "
-        f"approved were ε = {_number(privacy['approved_epsilon'])} "
+        f"ε = {number(privacy['epsilon'])} at δ = {_small(privacy['delta'])}; "
+        f"approved were ε = {number(privacy['approved_epsilon'])} "
         f"at δ = {_small(privacy['approved_delta'])}. The unit is the {escape(privacy['unit'])}: "
         "whatever one person's data say, and however many days they hold, nobody who reads this "
         "can tell it from nothing by more than that. Who took part is not hidden "
@@ -219,14 +222,6 @@ def _evidence(document: Mapping[str, Any], answer_hash: str, released: int | Non
         f"<details><summary>Proof of publication</summary><pre><code>{escape(proof)}</code></pre>"
         "</details>"
     )
-
-
-def _number(value: float) -> str:
-    """Four significant digits; thousands in groups."""
-    if value == 0:
-        return "0"
-    text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"  # noqa: PLR2004 - five digits
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _small(value: float) -> str:

@@ -531,7 +531,7 @@ def test_the_same_in_words(desk: Desk) -> None:
     desk.approve()
     assert "To give it out: havengate study report" in desk("run", "sleep-and-phq9").stdout
     text = desk("report", "sleep-and-phq9").stdout
-    assert "mean: 7.1 h (6.9 to 7.3 at 95 %)" in text
+    assert "mean: 7.10 h (6.90 to 7.30 at 95 %)" in text
     assert "The study has cost each person ε = " in text
     assert "released" in desk("list").stdout
     assert "4 rows, as they were written" in desk("ledger").stdout
