@@ -202,7 +202,8 @@ class NodeService:
 
     def _client(self, plan: RoundPlan, summand: _Summand) -> Client:
         ports = self._ports
-        node = enrolment.enrolled(ports.store).node
+        enrolled = enrolment.enrolled(ports.store)
+        node = enrolled.node
         if plan.trust_model == "trusted_server":
             return TrustedClient(plan=plan, node=node, contribution=summand)
         return SecureClient(
@@ -211,6 +212,7 @@ class NodeService:
             identity=ports.identity,
             contribution=summand,
             random=ports.random,
+            minimum_people=enrolled.minimum_cohort,
         )
 
 
@@ -262,5 +264,5 @@ def roster_of(request: ContactRequest) -> Roster:
     """Those of the request's roster who take part."""
     return Roster(
         keys={node: request.roster[node] for node in request.taking_part},
-        people=sum(request.taking_part.values()),
+        people=request.taking_part,
     )

@@ -91,6 +91,8 @@ def test_releases_nothing_when_too_few_people_survive(world: World) -> None:
         world.run()
     assert world.reserved()
     assert not world.spent()
+    # With so few no node is asked for a vector any more.
+    assert "mask" not in world.asked
 
 
 FAULTS = ["noise", "empty", "huge", "unsigned", "nan", "wrong-shape"]
