@@ -99,6 +99,8 @@ class NodeService:
         `ProtocolError`, a bug of this node too: its people have a receipt either way.
         """
         try:
+            # Where messages keep coming, nobody else looks for what is over.
+            self.tidy()
             answer = self._greet(facts, payload) if stage == GREET else self._answer(facts, payload)
         except FederatedError:
             raise
@@ -141,8 +143,10 @@ class NodeService:
     def _answer(self, facts: Facts, payload: bytes) -> bytes:
         ask = parse(Ask, payload)
         if ask.contact:
+            # What is refused, or came twice, must not cost those of a round that is under way.
+            begun = self._begin(facts, ask.contact)
             self._give_up("Another round began before this one was over.")
-            self._round = self._begin(facts, ask.contact)
+            self._round = begun
         current = self._current(facts)
         answered = False
         try:

@@ -17,8 +17,10 @@ from federated.aggregation.messages import encode as encode_stage
 from federated.deployment.node_process import declared_query
 from federated.errors import CohortError, ProtocolError, RefusedError, StoreError
 from federated.model import PersonRows, PrivacyCost, Query, RandomBits
+from federated.node import enrolment
 from federated.node import service as services
 from federated.node.agent import RunFacts
+from federated.node.budget import Budget
 from federated.node.contact import ContactRequest
 from federated.node.guard import Guard
 from federated.node.receipts import Receipts
@@ -29,7 +31,8 @@ from federated.study_log import make_bundle
 from federated.study_run import STAGES
 from tests.federated.deployment.federation import PEOPLE
 from tests.federated.node.tables import fill
-from tests.federated.runs import RUN, World, opened
+from tests.federated.runs import RUN, World, opened, question
+from tests.federated.studies import ORIGIN
 
 ME = "node-2"
 
@@ -325,3 +328,44 @@ def test_a_round_that_nobody_goes_on_with_is_given_up_at_its_deadline(world: Wor
     service.tidy()
     assert service._round is None
     assert world.receipts(ME) == ["failed"]
+
+
+@pytest.mark.parametrize("payload", [encode(Ask(contact=b"x", request=b"")), None])
+def test_a_request_that_is_refused_ends_no_round_that_is_under_way(
+    world: World, payload: bytes | None
+) -> None:
+    """Not one that means nothing, nor the first of this very round, come twice."""
+    begin(world)
+    before = world.nodes[ME].service._round
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    with pytest.raises(RefusedError):
+        world.nodes[ME].service.respond(facts, "advertise", payload or contact(world))
+    assert world.nodes[ME].service._round is before
+    assert world.receipts(ME)[0] == "reserved"
+
+
+def test_another_round_that_is_let_in_ends_the_one_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(world)
+    monkeypatch.setattr(Budget, "judge", lambda *_, **__: {})
+    seen = enrolment.remembered(world.nodes[ME].store, ORIGIN).size
+    proof = make_bundle(world.log.directory, world.index, from_size=seen).encode()
+    begin(world, round_number=1, proof=proof)
+    current = world.nodes[ME].service._round
+    assert current is not None
+    assert current.admission.request.round_number == 1
+    assert world.receipts(ME) == ["failed", "reserved"]
+
+
+def test_a_round_is_given_up_at_its_deadline_though_messages_keep_coming(world: World) -> None:
+    """Where something always comes, nobody has time to look for what is over."""
+    service = world.nodes[ME].service
+    at(service, lambda: 0.0)
+    begin(world)
+    at(service, lambda: services._PATIENCE_S + 1.0)
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    with pytest.raises(RefusedError):
+        service.respond(facts, "greet", question(world).encode())
+    assert service._round is None
+    assert world.receipts(ME) == ["failed", "refused"]
