@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from federated.aggregation.client import Client, SecureClient
+from federated.aggregation.messages import Begin
+from federated.aggregation.messages import parse as parse_stage
 from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
@@ -144,7 +146,7 @@ class NodeService:
         ask = parse(Ask, payload)
         if ask.contact:
             # What is refused, or came twice, must not cost those of a round that is under way.
-            begun = self._begin(facts, ask.contact)
+            begun = self._begin(facts, ask)
             self._give_up("Another round began before this one was over.")
             self._round = begun
         current = self._current(facts)
@@ -177,7 +179,7 @@ class NodeService:
             # The receipt goes on saying that it was reserved and never finished.
             _LOG.warning("federated.node.not_told", **error.diagnostics())
 
-    def _begin(self, facts: Facts, contact: bytes) -> _Round:
+    def _begin(self, facts: Facts, ask: Ask) -> _Round:
         """Let the guard decide. What could fail without it is tried before anything is reserved."""
         ports = self._ports
         summand = _Summand(ports=ports)
@@ -193,10 +195,12 @@ class NodeService:
                 round_id=round_name(request),
                 taking_part=roster_of(request),
             )
+            # Whoever sends another plan than it told this node of gets no round, and costs nobody.
+            parse_stage(Begin, ask.request, plan)
             clients.append(self._client(plan, summand))
 
         admission = ports.guard.admit(
-            contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
+            ask.contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
         )
         summand.admission = admission
         began = ports.ticks()

@@ -21,12 +21,12 @@ from federated.node import enrolment
 from federated.node import service as services
 from federated.node.agent import RunFacts
 from federated.node.budget import Budget
-from federated.node.contact import ContactRequest
+from federated.node.contact import ContactRequest, parse_request
 from federated.node.guard import Guard
 from federated.node.receipts import Receipts
 from federated.node.service import NodeService, roster_of, round_name
 from federated.node.store import Store
-from federated.rounds import Ask, encode, round_plan
+from federated.rounds import Ask, encode, parse, round_plan
 from federated.study_log import make_bundle
 from federated.study_run import STAGES
 from tests.federated.deployment.federation import PEOPLE
@@ -277,6 +277,20 @@ def test_reserves_nothing_for_what_cannot_be_answered(
     with pytest.raises(RefusedError) as caught:
         begin(world, **changes)
     assert caught.value.rule == rule
+    assert spends(world) == 0
+    assert world.receipts(ME) == ["refused"]
+
+
+def test_reserves_nothing_for_a_round_that_others_were_told_otherwise(world: World) -> None:
+    """The coordinator's plan counts others than this node was told of: no message would fit."""
+    told = {**dict.fromkeys(world.nodes, len(PEOPLE)), "node-1": 9, "node-3": 1}
+    ask = parse(Ask, contact(world))
+    lied = replace(parse_request(ask.contact), taking_part=told).encode()
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    payload = encode(Ask(contact=lied, request=ask.request))
+    with pytest.raises(RefusedError) as caught:
+        world.nodes[ME].service.respond(facts, "advertise", payload)
+    assert caught.value.rule == "plan"
     assert spends(world) == 0
     assert world.receipts(ME) == ["refused"]
 
