@@ -38,15 +38,15 @@ def round_plan(
 ) -> RoundPlan:
     """The plan of the round. Raises `ProtocolError` if it would not protect what it should.
 
-    Threshold, survivors, colluding nodes, modulus and noise are those that were approved;
-    `taking_part` are the nodes of this round, all from the study's roster.
+    Threshold, survivors, colluding nodes, modulus, noise and the smallest cohort are those that
+    were approved; `taking_part` are the nodes of this round, all from the study's roster.
     """
     rules = study.aggregation
     plan = RoundPlan(
         study=study.study_hash,
         round_id=round_id,
         dimension=query.dimension,
-        bound=query.bound * taking_part.people,
+        bound=query.bound * sum(taking_part.people.values()),
         modulus_bits=rules.modulus_bits,
         roster=taking_part.keys,
         threshold=rules.threshold,
@@ -55,6 +55,8 @@ def round_plan(
         noise=declared.noise,
         trust_model=study.trust_model,
         question=declared.name,
+        people=taking_part.people,
+        minimum_people=study.minimum_cohort,
     )
     if plan.schedule is not None and plan.schedule.log_ratio > CLOSENESS:
         raise ProtocolError(
@@ -67,10 +69,10 @@ def round_plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """The nodes of a round: their raw Ed25519 public keys, and for how many people all speak."""
+    """The nodes of a round: their raw Ed25519 public keys, and for how many people each speaks."""
 
     keys: Mapping[str, bytes] = field(repr=False)
-    people: int
+    people: Mapping[str, int] = field(repr=False)
 
 
 def round_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:

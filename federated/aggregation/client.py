@@ -86,11 +86,13 @@ class SecureClient:
         identity: Ed25519PrivateKey,
         contribution: Contribution,
         random: RandomBits,
+        minimum_people: int = 0,
     ) -> None:
         """`plan` was approved by the device's guard; `identity` is the key it is enrolled with.
 
-        Raises `ProtocolError` if this node is not on the roster with this key, or the plan is not
-        for secure aggregation.
+        `minimum_people` is this node's own smallest cohort; the plan's holds beside it. Raises
+        `ProtocolError` if this node is not on the roster with this key, or the plan is not for
+        secure aggregation.
         """
         if plan.trust_model != "secure_aggregation":
             raise ProtocolError("The plan trusts the server: this node takes part with masks only.")
@@ -101,6 +103,7 @@ class SecureClient:
         self._identity = identity
         self._contribution = contribution
         self._random = random
+        self._minimum_people = max(minimum_people, plan.minimum_people)
         self._secrets: _Secrets | None = None
         self._adverts: dict[str, Advert] = {}
         self._shared: frozenset[str] = frozenset()
@@ -184,6 +187,7 @@ class SecureClient:
             raise ProtocolError("Somebody shared who did not advertise, or this node itself.")
         self._shared = senders | {self._node}
         self._enough(self._shared, self._plan.minimum_survivors, "shared")
+        self._enough_people(self._shared, "shared")
         for box in boxes:
             # A box that does not open costs its sender a share, not everybody the round: without
             # it this node reveals less, never more.
@@ -209,6 +213,7 @@ class SecureClient:
                 "The survivors do not hold this node, or hold one who never shared."
             )
         self._enough(self._survivors, self._plan.minimum_survivors, "survived")
+        self._enough_people(self._survivors, "survived")
         return Consent(self._plan.digest, self._node, self._identity.sign(self._told))
 
     def _reveal(self, request: bytes) -> Reveal:
@@ -285,6 +290,14 @@ class SecureClient:
     def _enough(self, nodes: frozenset[str], needed: int, what: str) -> None:
         if len(nodes) < needed:
             raise ProtocolError(f"Only {len(nodes)} nodes {what}; this node asks for {needed}.")
+
+    def _enough_people(self, nodes: frozenset[str], what: str) -> None:
+        """A server that leaves nodes out must not get the sum over fewer people than promised."""
+        people = self._plan.speak_for(nodes)
+        if people < self._minimum_people:
+            raise ProtocolError(
+                f"Nodes of {people} people {what}; this node asks for {self._minimum_people}."
+            )
 
     def _seal(self, peer: str, parts: list[bytes]) -> Box:
         key = self._box_key(peer, sender=self._node, receiver=peer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,6 +45,9 @@ class RoundPlan:
       privacy: the others' noise alone is the planned noise. Below t and at most 2t - n - 1, and at
       least 1 where the nodes add noise: each knows its own, and may read the answer.
     - `noise`: None where the sum is released without (tests; sums that are public anyway).
+    - `people`: node id → for how many people it speaks, all of the roster or nobody. Each node
+      holds its own number against what it knows, so that in one plan every honest node's is true.
+    - `minimum_people`: for how many those whose vectors are in the sum must speak.
     """
 
     study: str
@@ -59,6 +62,8 @@ class RoundPlan:
     noise: NoisePlan | None
     trust_model: TrustModel = "secure_aggregation"
     question: str = ""
+    people: Mapping[str, int] = field(default_factory=dict, repr=False)
+    minimum_people: int = 0
     #: Node ids, sorted; a node's share is that at its place, counted from 1.
     nodes: tuple[str, ...] = field(init=False, repr=False)
     #: None without noise.
@@ -84,6 +89,10 @@ class RoundPlan:
     def granularity(self) -> int:
         """What a vector is multiplied by before noise is added."""
         return self.schedule.granularity if self.schedule else 1
+
+    def speak_for(self, nodes: Iterable[str]) -> int:
+        """For how many people these nodes of the roster speak together."""
+        return sum(self.people.get(node, 0) for node in nodes)
 
     def _check_names(self) -> None:
         if not all(_ID.fullmatch(name) for name in (self.study, self.round_id, *self.nodes)):
@@ -117,6 +126,12 @@ class RoundPlan:
             raise ProtocolError(
                 f"{self.colluding} colluding nodes of {nodes} could show two lists of survivors at "
                 f"threshold {self.threshold}: raise the threshold or expect fewer."
+            )
+        named = not self.people or self.people.keys() == self.roster.keys()
+        if not named or self.speak_for(self.nodes) < self.minimum_people:
+            raise ProtocolError(
+                f"The plan's nodes speak for {self.speak_for(self.nodes)} people; for each of them "
+                f"it must be said, and {self.minimum_people} are asked for."
             )
         masked = self.trust_model == "secure_aggregation"
         if masked and self.noise is not None and self.colluding < 1:
@@ -154,6 +169,8 @@ class RoundPlan:
                 None if noise is None else [noise.mechanism, float(noise.scale).hex()],
                 self.trust_model,
                 self.question,
+                sorted(self.people.items()),
+                self.minimum_people,
             ]
         )
 

@@ -179,9 +179,21 @@ class SecureServer:
                 f"{len(taken)} of {len(asked)} nodes answered at stage `{stopped}`, "
                 f"{needed} are needed: the round is over, nothing is released."
             )
+        if self._stage in {Stage.ADVERTISE, Stage.SHARE, Stage.MASK}:
+            self._verify_people(taken)
         if after is Stage.DONE:
             self._finish()
         self._stage = after
+
+    def _verify_people(self, nodes: Sequence[str]) -> None:
+        """Every node would refuse the next stage: with so few people nothing more is asked."""
+        people, least = self._plan.speak_for(nodes), self._plan.minimum_people
+        if people < least:
+            self._stage = Stage.ABORTED
+            raise CohortError(
+                f"{people} people take part; at least {least} must, so that nobody stands out. "
+                "Nothing is released."
+            )
 
     def _finish(self) -> None:
         try:

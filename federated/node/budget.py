@@ -108,7 +108,8 @@ class Budget:
     """The ledger of a store. `accountant_at(delta, adaptive)` gives an accountant.
 
     Across studies what the next one costs may depend on earlier answers, so the cap is held to with
-    an accountant that stays right then (`adaptive`); within a study all is fixed beforehand.
+    an accountant that stays right then (`adaptive`); within a study all is fixed beforehand, as
+    long as nothing is asked again.
     """
 
     def __init__(self, store: Store, accountant_at: Callable[[float, bool], Accountant]) -> None:
@@ -179,14 +180,16 @@ class Budget:
 
     def judge(
         self, people: Sequence[Person], contact: Contact, *, epsilon: float, delta: float,
-        answers: int,
+        questions: int, answers: int,
     ) -> Mapping[int, str]:  # fmt: skip
         """Who may not pay, by number, and why: `repeat`, `rounds`, `study_budget` or `budget`.
 
         A round of a study that was seen here at all is a `repeat` for everybody, for those too who
         came since: with another set of people its two answers would differ by them alone.
-        `epsilon` at `delta` is what the study promised each person for all of it, `answers` how
-        often it may ask. A cost that cannot be composed counts as unbounded.
+        `epsilon` at `delta` is what the study promised each person for all of it, `questions` how
+        many it has, `answers` how often it may ask. Whoever is asked oftener than there are
+        questions is asked again knowing earlier answers: then costs are added up, as across
+        studies. A cost that cannot be composed counts as unbounded.
         """
         if self._seen(contact):
             return {person.number: "repeat" for person in people}
@@ -197,10 +200,11 @@ class Budget:
         verdicts = {}
         for person in people:
             rows = history.get(self._store.tag(person), ())
-            own = [row for row in rows if row[0] == study]
+            own = [row[1] for row in rows if row[0] == study]
+            promised, again = Cap(epsilon=epsilon, delta=delta), len(own) >= questions
             if len(own) >= answers:
                 verdicts[person.number] = "rounds"
-            elif not self._fits([*(row[1] for row in own), new], Cap(epsilon=epsilon, delta=delta)):
+            elif not self._fits([*own, new], promised, adaptive=again):
                 verdicts[person.number] = "study_budget"
             elif not self._fits([*(row[1] for row in rows), new], cap, adaptive=True):
                 verdicts[person.number] = "budget"

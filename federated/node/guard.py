@@ -280,8 +280,9 @@ class Guard:
             run=question.run, round_number=question.round_number, cost=cost,
         )  # fmt: skip
         poor = self._budget.judge(
-            people, paid, epsilon=study.epsilon, delta=study.delta, answers=study.rounds
-        )
+            people, paid, epsilon=study.epsilon, delta=study.delta,
+            questions=len(study.queries), answers=study.rounds,
+        )  # fmt: skip
         # Where others take part the request itself follows a greeting, and tells them then.
         nobody = len(poor) == len(people)
         people, refusal = self._without(people, poor, contact, tell=nobody or not contact.greeting)

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from federated.aggregation.client import Client, SecureClient
+from federated.aggregation.messages import Begin
+from federated.aggregation.messages import parse as parse_stage
 from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
@@ -99,6 +101,8 @@ class NodeService:
         `ProtocolError`, a bug of this node too: its people have a receipt either way.
         """
         try:
+            # Where messages keep coming, nobody else looks for what is over.
+            self.tidy()
             answer = self._greet(facts, payload) if stage == GREET else self._answer(facts, payload)
         except FederatedError:
             raise
@@ -141,8 +145,10 @@ class NodeService:
     def _answer(self, facts: Facts, payload: bytes) -> bytes:
         ask = parse(Ask, payload)
         if ask.contact:
+            # What is refused, or came twice, must not cost those of a round that is under way.
+            begun = self._begin(facts, ask)
             self._give_up("Another round began before this one was over.")
-            self._round = self._begin(facts, ask.contact)
+            self._round = begun
         current = self._current(facts)
         answered = False
         try:
@@ -173,7 +179,7 @@ class NodeService:
             # The receipt goes on saying that it was reserved and never finished.
             _LOG.warning("federated.node.not_told", **error.diagnostics())
 
-    def _begin(self, facts: Facts, contact: bytes) -> _Round:
+    def _begin(self, facts: Facts, ask: Ask) -> _Round:
         """Let the guard decide. What could fail without it is tried before anything is reserved."""
         ports = self._ports
         summand = _Summand(ports=ports)
@@ -189,10 +195,12 @@ class NodeService:
                 round_id=round_name(request),
                 taking_part=roster_of(request),
             )
+            # Whoever sends another plan than it told this node of gets no round, and costs nobody.
+            parse_stage(Begin, ask.request, plan)
             clients.append(self._client(plan, summand))
 
         admission = ports.guard.admit(
-            contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
+            ask.contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
         )
         summand.admission = admission
         began = ports.ticks()
@@ -202,7 +210,8 @@ class NodeService:
 
     def _client(self, plan: RoundPlan, summand: _Summand) -> Client:
         ports = self._ports
-        node = enrolment.enrolled(ports.store).node
+        enrolled = enrolment.enrolled(ports.store)
+        node = enrolled.node
         if plan.trust_model == "trusted_server":
             return TrustedClient(plan=plan, node=node, contribution=summand)
         return SecureClient(
@@ -211,6 +220,7 @@ class NodeService:
             identity=ports.identity,
             contribution=summand,
             random=ports.random,
+            minimum_people=enrolled.minimum_cohort,
         )
 
 
@@ -262,5 +272,5 @@ def roster_of(request: ContactRequest) -> Roster:
     """Those of the request's roster who take part."""
     return Roster(
         keys={node: request.roster[node] for node in request.taking_part},
-        people=sum(request.taking_part.values()),
+        people=request.taking_part,
     )

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from federated import study_run
+from federated.aggregation.server import SecureServer
 from federated.errors import (
     CohortError,
     FederatedError,
     ProtocolError,
     RefusedError,
 )
+from federated.model import Query
 from federated.node.agent import RunFacts
 from federated.node.consent import Consents
+from federated.node.contact import ContactRequest as Request
+from federated.node.contact import parse_request
 from federated.node.receipts import Receipts
-from federated.rounds import Greeting, encode, open_reply, parse
+from federated.rounds import Ask, Greeting, encode, open_reply, parse
+from federated.study_run import Patience, StudyRun
 from tests.federated.deployment.federation import PEOPLE
-from tests.federated.runs import RUN, World, opened, question
+from tests.federated.runs import RUN, World, gone, opened, question
 
 
 @pytest.fixture
@@ -121,6 +126,63 @@ def test_a_greeting_is_not_taken_for_one_to_another_round(world: World) -> None:
     outcome = world.run(round_number=1)
     assert outcome.nodes == 4
     assert "node-2" in outcome.dropped
+
+
+class Liar(StudyRun):
+    """A coordinator that wants an answer from however few, and counts one node as ten people."""
+
+    counted = "node-1"
+
+    def _verify_cohort(self, people: int, query: Query) -> None:
+        """Look away."""
+
+    def _request(self, name: str, round_number: int, greetings: Mapping[str, Greeting]) -> Request:
+        request = super()._request(name, round_number, greetings)
+        return replace(request, taking_part={**request.taking_part, self.counted: 10})
+
+
+@dataclass
+class TwoFaced:
+    """Tells the node of which it lies the truth, and lies of another: the totals are the same."""
+
+    world: World
+
+    def ask(
+        self, stage: str, payloads: Mapping[str, bytes], patience: Patience
+    ) -> Mapping[str, bytes]:
+        if stage != "advertise":
+            return self.world.ask(stage, payloads, patience)
+        ask = parse(Ask, payloads[Liar.counted])
+        request = parse_request(ask.contact)
+        told = {**request.taking_part, Liar.counted: len(PEOPLE), "node-2": 10}
+        other = msgspec.structs.replace(ask, contact=replace(request, taking_part=told).encode())
+        lied = {**payloads, Liar.counted: encode(other)}
+        answers = dict(self.world.ask(stage, lied, patience))
+        if (reply := answers.get(Liar.counted)) is not None:
+            # What a reply answers is signed with it; the coordinator itself need not look.
+            answers[Liar.counted] = self.world.sign(
+                Liar.counted, reply[64:], stage, payloads[Liar.counted]
+            )
+        return answers
+
+
+@pytest.mark.parametrize("minimum_cohort", [30])
+def test_each_node_told_another_truth_makes_no_larger_cohort(world: World) -> None:
+    ports = replace(world.ports(), exchange=TwoFaced(world))
+    with pytest.raises(CohortError):
+        Liar(world.signed, ports, run_id=RUN).ask("hours", 0)
+    assert "mask" not in world.asked
+
+
+@pytest.mark.parametrize("minimum_cohort", [25])
+def test_who_leaves_nodes_out_gets_no_sum_over_fewer_people_than_promised(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StudyRun, "_verify_cohort", lambda *_: None)
+    monkeypatch.setattr(SecureServer, "_verify_people", lambda *_: None, raising=False)
+    world.faults["node-2", "mask"] = gone
+    with pytest.raises(CohortError, match="0 of 4 nodes answered at stage `consistency`"):
+        world.run()
 
 
 def greet(world: World, **changes: object) -> Greeting:

@@ -25,7 +25,7 @@ def planned() -> RoundPlan:
         declared,
         read_ask(declared.ask),
         round_id="1-0",
-        taking_part=Roster(keys=keys, people=40),
+        taking_part=Roster(keys=keys, people=dict.fromkeys(keys, 10)),
     )
 
 

@@ -73,8 +73,9 @@ class RecordingClient(SecureClient):
 class Cohort:
     """All nodes of a plan, and its server."""
 
-    def __init__(self, plan: RoundPlan, *, seed: int = 1) -> None:
+    def __init__(self, plan: RoundPlan, *, seed: int = 1, minimum_people: int = 0) -> None:
         self.plan = plan
+        self._minimum_people = minimum_people
         draws = np.random.default_rng(seed)
         self.vectors = {
             node: draws.integers(-1000, 1001, plan.dimension, dtype=np.int64) for node in plan.nodes
@@ -92,6 +93,7 @@ class Cohort:
             identity=identity(node),
             contribution=lambda: self._contribution(node),
             random=SeededBits(hashlib.sha256(f"{node} {seed}".encode()).digest(), b"test"),
+            minimum_people=self._minimum_people,
         )
 
     def _contribution(self, node: str) -> NDArray[np.int64]:

@@ -36,6 +36,30 @@ from tests.federated.aggregation.rounds import (
 )
 
 ME = "node-0"
+#: Ten people at each node: with one node fewer they are 50.
+PEOPLE = {f"node-{at}": 10 for at in range(6)}
+
+
+def test_refuses_survivors_who_speak_for_fewer_people_than_promised() -> None:
+    cohort = Cohort(make_plan(people=PEOPLE, minimum_people=51))
+    cohort.until(Stage.CONSISTENCY)
+    few = encode(Survivors(cohort.plan.digest, cohort.plan.nodes[:5]))
+    refuses(cohort.clients[ME], few, "50 people survived; this node asks for 51")
+
+
+def test_refuses_survivors_who_speak_for_fewer_people_than_the_node_asks_for() -> None:
+    cohort = Cohort(make_plan(people=PEOPLE, minimum_people=2), minimum_people=51)
+    cohort.until(Stage.CONSISTENCY)
+    few = encode(Survivors(cohort.plan.digest, cohort.plan.nodes[:5]))
+    refuses(cohort.clients[ME], few, "50 people survived; this node asks for 51")
+
+
+def test_reads_no_vector_when_those_who_shared_speak_for_fewer_people_than_promised() -> None:
+    cohort = Cohort(make_plan(people=PEOPLE, minimum_people=51))
+    boxes = parse(Delivered, cohort.until(Stage.MASK)[ME], cohort.plan).boxes
+    few = encode(Delivered(cohort.plan.digest, boxes[:4]))
+    refuses(cohort.clients[ME], few, "50 people shared; this node asks for 51")
+    assert cohort.asked == []
 
 
 def _told(cohort: Cohort, survivors: Sequence[str], shared: Sequence[str] | None = None) -> bytes:

@@ -40,6 +40,10 @@ from tests.federated.aggregation.rounds import make_plan, noise, public
         ({"roster": {}}, "3 to 1000 nodes"),
         ({"roster": {"a": public("a"), "b": public("b")}, "threshold": 2}, "3 to 1000 nodes"),
         ({"roster": {f"n{at}": at.to_bytes(32) for at in range(1001)}}, "3 to 1000 nodes"),
+        ({"minimum_people": 1}, "speak for 0 people"),
+        ({"people": {f"node-{at}": 2 for at in range(6)}, "minimum_people": 13}, "for 12 people"),
+        ({"people": {"node-0": 20}}, "for each of them"),
+        ({"people": {f"node-{at}": 2 for at in range(7)}}, "for each of them"),
     ],
 )
 def test_refuses_a_plan_that_does_not_protect(changes: dict[str, Any], why: str) -> None:
@@ -79,6 +83,8 @@ def test_the_defaults_are_a_plan(nodes: int) -> None:
         {"noise": noise(scale=20.000000001)},
         {"noise": noise("discrete_laplace")},
         {"trust_model": "trusted_server"},
+        {"people": dict.fromkeys([f"node-{at}" for at in range(6)], 2)},
+        {"people": {f"node-{at}": at for at in range(6)}, "minimum_people": 2},
     ],
 )
 def test_the_hash_covers_every_field(changes: dict[str, Any]) -> None:
@@ -90,5 +96,9 @@ def test_the_hash_does_not_depend_on_the_order_of_the_roster() -> None:
     roster = {f"node-{at}": public(f"node-{at}") for at in range(6)}
     backwards = dict(reversed(roster.items()))
     assert make_plan(roster=roster).digest == make_plan(roster=backwards).digest
+    people = {f"node-{at}": at for at in range(6)}
+    reversed_people = dict(reversed(people.items()))
+    assert make_plan(people=people).digest == make_plan(people=reversed_people).digest
+    assert make_plan(people=people).digest != make_plan(people=people | {"node-0": 1}).digest
     # Fixed, so that nodes and coordinators of two versions are not apart without notice.
-    assert make_plan().digest.hex()[:16] == "0e1a99fcf21e8313"
+    assert make_plan().digest.hex()[:16] == "6c86ba8f919148a3"

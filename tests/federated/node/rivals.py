@@ -19,7 +19,7 @@ def main(path: Path, keys: Path, name: str) -> None:
     for number in range(12):
         asked = contact(f"{name}-{number}", epsilon=0.1)
         with store.database.transaction():
-            if not budget.judge([me], asked, epsilon=100.0, delta=0.0, answers=1000):
+            if not budget.judge([me], asked, epsilon=100.0, delta=0.0, questions=1, answers=1000):
                 budget.reserve([me], asked, now=1)
                 granted += 1
     sys.stdout.write(f"{granted}\n")

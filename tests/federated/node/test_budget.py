@@ -46,7 +46,7 @@ def test_a_round_that_was_seen_here_is_nobodys_any_more(store: Store, budget: Bu
     other = store.person("other")
     for query in ("q", "another"):
         again = replace(contact("a"), query=query)
-        verdict = budget.judge([other], again, epsilon=9.0, delta=0.5, answers=9)
+        verdict = budget.judge([other], again, epsilon=9.0, delta=0.5, questions=1, answers=9)
         assert verdict == {other.number: "repeat"}
         with pytest.raises(LedgerError, match="answered once"):
             budget.reserve([other], again, now=1)
@@ -54,7 +54,7 @@ def test_a_round_that_was_seen_here_is_nobodys_any_more(store: Store, budget: Bu
         contact("b"), replace(contact("a"), round_number=1), replace(contact("a"), study="b"),
         replace(contact("a"), study_hash="1" * 64),
     ):  # fmt: skip
-        assert budget.judge([other], new, epsilon=9.0, delta=0.5, answers=9) == {}
+        assert budget.judge([other], new, epsilon=9.0, delta=0.5, questions=1, answers=9) == {}
         budget.reserve([other], new, now=1)
     assert len(budget.spends(other)) == 4
 
@@ -211,7 +211,7 @@ def test_a_cost_that_nobody_can_compose_counts_as_unbounded(store: Store, budget
 
     lost = Budget(store, lambda _delta, _adaptive: Lost())
     me = store.person("me")
-    verdict = lost.judge([me], contact("a"), epsilon=9.0, delta=0.5, answers=9)
+    verdict = lost.judge([me], contact("a"), epsilon=9.0, delta=0.5, questions=1, answers=9)
     assert verdict == {me.number: "study_budget"}
 
 
@@ -221,11 +221,11 @@ def test_composes_with_the_real_accountant(store: Store, budget: Budget) -> None
     real.set_cap(Cap(epsilon=8.0, delta=1e-4))
     for number in range(8):
         asked = contact(f"r{number}", epsilon=1.0)
-        assert real.judge([me], asked, epsilon=100.0, delta=0.0, answers=99) == {}
+        assert real.judge([me], asked, epsilon=100.0, delta=0.0, questions=1, answers=99) == {}
         real.reserve([me], asked, now=1)
     assert real.spent(me) == pytest.approx(8.0)
     asked = contact("one-more", epsilon=0.01)
-    verdict = real.judge([me], asked, epsilon=100.0, delta=0.0, answers=99)
+    verdict = real.judge([me], asked, epsilon=100.0, delta=0.0, questions=1, answers=99)
     assert verdict == {me.number: "budget"}
 
 
@@ -238,10 +238,29 @@ def test_a_cap_lowered_below_what_was_spent_leaves_nothing(store: Store, budget:
     real.set_cap(Cap(epsilon=8.0, delta=0.0))
     assert real.spent(me) == float("inf")
     assert real.left(me) == 0.0
-    assert real.judge([me], contact("b"), epsilon=9.0, delta=0.5, answers=9)
+    assert real.judge([me], contact("b"), epsilon=9.0, delta=0.5, questions=1, answers=9)
 
 
 @pytest.mark.parametrize("cap", [Cap(epsilon=0.0), Cap(epsilon=float("inf")), Cap(delta=1.0)])
 def test_a_cap_that_caps_nothing_is_refused(budget: Budget, cap: Cap) -> None:
     with pytest.raises(LedgerError):
         budget.set_cap(cap)
+
+
+def test_who_is_asked_oftener_than_there_are_questions_is_promised_the_sum(
+    store: Store, budget: Budget
+) -> None:
+    """What is asked again is asked knowing earlier answers: the tight bound is not proven then."""
+    real = Budget(store, lambda delta, adaptive: Accountant(delta=delta, adaptive=adaptive))
+    me = store.person("me")
+    real.set_cap(Cap(epsilon=99.0, delta=1e-2))
+    asked = [contact(f"r{number}", epsilon=0.1) for number in range(51)]
+    for one in asked[:50]:
+        real.reserve([me], one, now=1)
+    promised = Accountant(delta=1e-6).compose([one.cost for one in asked])
+    assert promised < 4.5
+    for questions, verdict in ((51, {}), (50, {me.number: "study_budget"})):
+        found = real.judge(
+            [me], asked[50], epsilon=4.5, delta=1e-6, questions=questions, answers=99
+        )
+        assert found == verdict

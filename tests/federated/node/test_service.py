@@ -17,19 +17,22 @@ from federated.aggregation.messages import encode as encode_stage
 from federated.deployment.node_process import declared_query
 from federated.errors import CohortError, ProtocolError, RefusedError, StoreError
 from federated.model import PersonRows, PrivacyCost, Query, RandomBits
+from federated.node import enrolment
 from federated.node import service as services
 from federated.node.agent import RunFacts
-from federated.node.contact import ContactRequest
+from federated.node.budget import Budget
+from federated.node.contact import ContactRequest, parse_request
 from federated.node.guard import Guard
 from federated.node.receipts import Receipts
 from federated.node.service import NodeService, roster_of, round_name
 from federated.node.store import Store
-from federated.rounds import Ask, encode, round_plan
+from federated.rounds import Ask, encode, parse, round_plan
 from federated.study_log import make_bundle
 from federated.study_run import STAGES
 from tests.federated.deployment.federation import PEOPLE
 from tests.federated.node.tables import fill
-from tests.federated.runs import RUN, World, opened
+from tests.federated.runs import RUN, World, opened, question
+from tests.federated.studies import ORIGIN
 
 ME = "node-2"
 
@@ -278,6 +281,20 @@ def test_reserves_nothing_for_what_cannot_be_answered(
     assert world.receipts(ME) == ["refused"]
 
 
+def test_reserves_nothing_for_a_round_that_others_were_told_otherwise(world: World) -> None:
+    """The coordinator's plan counts others than this node was told of: no message would fit."""
+    told = {**dict.fromkeys(world.nodes, len(PEOPLE)), "node-1": 9, "node-3": 1}
+    ask = parse(Ask, contact(world))
+    lied = replace(parse_request(ask.contact), taking_part=told).encode()
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    payload = encode(Ask(contact=lied, request=ask.request))
+    with pytest.raises(RefusedError) as caught:
+        world.nodes[ME].service.respond(facts, "advertise", payload)
+    assert caught.value.rule == "plan"
+    assert spends(world) == 0
+    assert world.receipts(ME) == ["refused"]
+
+
 def test_a_receipt_that_cannot_be_changed_hides_no_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,3 +342,44 @@ def test_a_round_that_nobody_goes_on_with_is_given_up_at_its_deadline(world: Wor
     service.tidy()
     assert service._round is None
     assert world.receipts(ME) == ["failed"]
+
+
+@pytest.mark.parametrize("payload", [encode(Ask(contact=b"x", request=b"")), None])
+def test_a_request_that_is_refused_ends_no_round_that_is_under_way(
+    world: World, payload: bytes | None
+) -> None:
+    """Not one that means nothing, nor the first of this very round, come twice."""
+    begin(world)
+    before = world.nodes[ME].service._round
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    with pytest.raises(RefusedError):
+        world.nodes[ME].service.respond(facts, "advertise", payload or contact(world))
+    assert world.nodes[ME].service._round is before
+    assert world.receipts(ME)[0] == "reserved"
+
+
+def test_another_round_that_is_let_in_ends_the_one_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(world)
+    monkeypatch.setattr(Budget, "judge", lambda *_, **__: {})
+    seen = enrolment.remembered(world.nodes[ME].store, ORIGIN).size
+    proof = make_bundle(world.log.directory, world.index, from_size=seen).encode()
+    begin(world, round_number=1, proof=proof)
+    current = world.nodes[ME].service._round
+    assert current is not None
+    assert current.admission.request.round_number == 1
+    assert world.receipts(ME) == ["failed", "reserved"]
+
+
+def test_a_round_is_given_up_at_its_deadline_though_messages_keep_coming(world: World) -> None:
+    """Where something always comes, nobody has time to look for what is over."""
+    service = world.nodes[ME].service
+    at(service, lambda: 0.0)
+    begin(world)
+    at(service, lambda: services._PATIENCE_S + 1.0)
+    facts = RunFacts(run_id=RUN, configuration=world.configuration)
+    with pytest.raises(RefusedError):
+        service.respond(facts, "greet", question(world).encode())
+    assert service._round is None
+    assert world.receipts(ME) == ["failed", "refused"]
