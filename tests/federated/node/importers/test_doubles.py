@@ -263,6 +263,18 @@ def test_two_schemas_for_one_night_are_not_added_up(tmp_path: Path, store: Store
     assert values(store, "me", "sleep_hours") == {"sleep_hours": pytest.approx(400 / 60)}
 
 
+def test_two_sources_of_open_mhealth_are_never_added_up(tmp_path: Path, store: Store) -> None:
+    made = []
+    for name, value in [("Phone", 900), ("Watch", 1000)]:
+        point = total(value, "20:00", name)
+        point["header"]["acquisition_provenance"] = {"source_name": name}
+        made.append(point)
+    run(store, points(tmp_path, *made))
+    assert values(store, "me", "steps") == {"steps": 1000}
+    held = store.holdings(store.person("me"))
+    assert [one.source for one in held] == ["open-mhealth: Phone", "open-mhealth: Watch"]
+
+
 # --- Remembering ---
 
 
