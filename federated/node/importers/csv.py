@@ -114,7 +114,7 @@ def _row(
         when = _when(row, mapping.day, options)
         person = options.person or OWNER
         if mapping.person is not None:
-            person = mapping.person_prefix + _whole_number(row[mapping.person].strip())
+            person = mapping.person_prefix + _named(row[mapping.person].strip(), mapping)
     except ImportDataError as error:
         yield bad(name, line, error)
         return
@@ -129,6 +129,13 @@ def _row(
                 person=person, column=rule.column, day=when.day, at=when.at, value=value,
                 source=mapping.source, found_unit=rule.unit,
             )  # fmt: skip
+
+
+def _named(text: str, mapping: TableMapping) -> str:
+    """Whose row it is. Rows that do not say it would together become one person."""
+    if text in mapping.missing:
+        raise ImportDataError("The row names no person.")
+    return _whole_number(text)
 
 
 def _whole_number(text: str) -> str:
