@@ -358,12 +358,15 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
     """Erase a store that may no longer open: forget its keys, remove its files.
 
     Holds the store's lock, so that nobody who is in the middle of a change brings keys back.
+    Raises `StoreError`, after removing the files, if the keeper had no keys: then they may lie in
+    another, and a copy still open with them.
     """
     real = place.real(path)
     with contextlib.ExitStack() as held:
         # Where it cannot be had (the folder is gone, or was taken away) the keys must go still.
         with contextlib.suppress(OSError):
             held.enter_context(private_lock(place.lock_path(real)))
+        had_keys = any(keeper.get(name) is not None for name in _KEPT)
         keeper.delete(*_KEPT)
         try:
             place.remove(path)
@@ -372,6 +375,12 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
                 f"The keys are destroyed, so {real} cannot be read any more, but its files could "
                 f"not be removed: {error.strerror}."
             ) from error
+    if not had_keys:
+        raise StoreError(
+            f"There were no keys of {real} where they were looked for, and its files are gone. "
+            "Unless it was erased before, its keys lie elsewhere and copies still open: erase "
+            "again with the --store and --key-file with which it was made."
+        )
 
 
 def content_hash(path: Path) -> str:

@@ -301,3 +301,16 @@ def test_a_file_name_is_no_markup_on_the_progress_bar(
     path.write_text(APPLE)
     shown = filled("import", str(path)).stderr
     assert "export[bold]?[2J.xml" in shown
+
+
+def test_erasing_with_keys_that_lie_elsewhere_does_not_say_that_they_are_destroyed(
+    tmp_path: Path, filled: Run
+) -> None:
+    """Else a backup still opens, and nobody looks for the keys."""
+    del filled
+    other = ["--store", str(tmp_path / "device.store"), "--key-file", str(tmp_path / "other")]
+    result = CliRunner().invoke(device_app, [*other, "erase", "--yes"])
+    assert isinstance(result.exception, StoreError), result.output
+    assert "no keys" in str(result.exception)
+    assert not list(tmp_path.glob("device.store*"))
+    assert FileKeeper(tmp_path / "ring" / "device.keys").get("database")
