@@ -314,3 +314,12 @@ def test_erasing_with_keys_that_lie_elsewhere_does_not_say_that_they_are_destroy
     assert "no keys" in str(result.exception)
     assert not list(tmp_path.glob("device.store*"))
     assert FileKeeper(tmp_path / "ring" / "device.keys").get("database")
+
+
+@pytest.mark.parametrize("name", ["device.store", "device.store.keys", "device.store.lock"])
+def test_refuses_a_key_file_in_the_place_of_a_file_of_the_store(tmp_path: Path, name: str) -> None:
+    place = ["--store", str(tmp_path / "device.store"), "--key-file", str(tmp_path / name)]
+    result = CliRunner().invoke(device_app, [*place, "init"])
+    assert isinstance(result.exception, StoreError), result.output
+    assert "another name" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
