@@ -323,3 +323,10 @@ def test_refuses_a_key_file_in_the_place_of_a_file_of_the_store(tmp_path: Path, 
     assert isinstance(result.exception, StoreError), result.output
     assert "another name" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_for_keys_that_is_refused_leaves_no_store_behind(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "ring").chmod(0o770)
+    run("init", fails=StoreError)
+    (tmp_path / "ring").chmod(0o700)
+    run("init")
