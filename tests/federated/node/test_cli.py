@@ -330,3 +330,9 @@ def test_a_place_for_keys_that_is_refused_leaves_no_store_behind(tmp_path: Path,
     run("init", fails=StoreError)
     (tmp_path / "ring").chmod(0o700)
     run("init")
+
+
+def test_consent_of_one_person_and_of_everybody_is_asked_for_once_only(filled: Run) -> None:
+    words = ["--kind", "mean", "--column", "steps", "--purpose", "HRESCH"]
+    filled("consent", "give", *words, "--person", "me", "--everybody", fails=StoreError)
+    assert as_json(filled("consent", "list", "--json")) == {"consents": []}
