@@ -336,3 +336,12 @@ def test_consent_of_one_person_and_of_everybody_is_asked_for_once_only(filled: R
     words = ["--kind", "mean", "--column", "steps", "--purpose", "HRESCH"]
     filled("consent", "give", *words, "--person", "me", "--everybody", fails=StoreError)
     assert as_json(filled("consent", "list", "--json")) == {"consents": []}
+
+
+def test_a_budget_that_no_number_can_say_is_json_all_the_same(
+    filled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.budget.Budget.spent", lambda *_: float("inf"))
+    shown = filled("budget", "--json").stdout
+    assert "Infinity" not in shown
+    assert json.loads(shown)["spent"] is None
