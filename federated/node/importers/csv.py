@@ -34,8 +34,9 @@ from federated.node.importers.reading import (
 )
 from federated.node.store import OWNER
 
-#: A field, and a line, longer than this is not data.
+#: A field, and a line, longer than this is not data. In characters.
 _MOST_FIELD: Final = 65_536
+_MOST_LINE: Final = 1 << 20
 _TELL_EVERY: Final = 1000
 
 
@@ -70,7 +71,7 @@ def _table(
     total: int,
 ) -> Iterator[Found]:
     text = TextIOWrapper(opened, encoding=mapping.encoding, newline="")
-    rows = csv.reader(text, delimiter=mapping.delimiter, strict=True)
+    rows = csv.reader(_lines(text, name), delimiter=mapping.delimiter, strict=True)
     try:
         header = next(rows, [])
         _verify_header(header, name, mapping)
@@ -92,6 +93,14 @@ def _table(
     finally:
         text.detach()
     progress(total, total)
+
+
+def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines of a file. One without end would else be read whole before it is looked at."""
+    while line := text.readline(_MOST_LINE + 1):
+        if len(line) > _MOST_LINE:
+            raise ImportDataError(f"{name} has a line that is longer than {_MOST_LINE} characters.")
+        yield line
 
 
 def _verify_header(header: list[str], name: str, mapping: TableMapping) -> None:

@@ -141,6 +141,15 @@ def test_rows_that_name_nobody_are_bad_and_not_one_persons(
     assert run(store, tmp_path / "diary.csv", options, skip_bad=True).people == 2
 
 
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.importers.csv._MOST_LINE", 200, raising=False)
+    options = write(tmp_path, TABLE + "a;" * 150)
+    with pytest.raises(ImportDataError, match="longer than 200"):
+        run(store, tmp_path / "diary.csv", options, skip_bad=True)
+
+
 def test_mappings_that_come_along_are_found_by_name() -> None:
     for name in ("paco", "flueckiger", "scharbert", "nhanes"):
         assert load_mapping(Path(name)).rules
