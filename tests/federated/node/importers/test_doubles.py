@@ -156,6 +156,15 @@ def test_an_older_export_never_replaces_a_newer_one(
     assert values(store, "me", "steps") == {"steps": 90}
 
 
+def test_sleep_without_end_does_not_fill_the_memory(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.importers.nights.MOST_INTERVALS", 2, raising=False)
+    path = apple(tmp_path, *[asleep(f"0{day} 01:00", f"0{day} 05:00") for day in (2, 3, 4)])
+    with pytest.raises(ImportDataError, match="more than 2 intervals"):
+        run(store, path)
+
+
 # --- Fitbit ---
 
 
