@@ -57,9 +57,10 @@ def test_a_lock_is_held_alone_and_closed_to_others(tmp_path: Path) -> None:
             with private_lock(path):
                 inside.append(1)
                 assert len(inside) == 1
-                # Who holds it may remove it; nobody else is let in by that.
-                path.unlink()
                 inside.pop()
+                # Who holds it may remove it as the last that it does: who comes next makes a new
+                # one, and who waited for this one goes there too.
+                path.unlink()
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(count) for _ in range(4)]:
