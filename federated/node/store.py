@@ -322,7 +322,7 @@ class Store:
     def erase_person(self, person: Person) -> None:
         """Destroy a person's key, here and in every copy, then everything that is about them.
 
-        What was spent on them stays in the ledger, under a tag that nobody can lead back.
+        What was spent on them stays in the ledger, under a tag that says nothing without the store.
         """
         with self.database.transaction():
             self._chest.destroy([person.number])
@@ -347,7 +347,7 @@ class Store:
             return
         with self.database.transaction():
             self._chest.settle()
-            if lost := self._keyless():
+            if lost := self._chest.destroyed(person.number for person in self.people()):
                 self._forget(lost)
 
     def _keyless(self) -> frozenset[int]:
@@ -358,8 +358,7 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
     """Erase a store that may no longer open: forget its keys, remove its files.
 
     Holds the store's lock, so that nobody who is in the middle of a change brings keys back.
-    Raises `StoreError`, after removing the files, if the keeper had no keys: then they may lie in
-    another, and a copy still open with them.
+    Raises `StoreError`, after removing the files, if the keeper had no keys: they may be elsewhere.
     """
     real = place.real(path)
     with contextlib.ExitStack() as held:
@@ -378,7 +377,7 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
     if not had_keys:
         raise StoreError(
             f"There were no keys of {real} where they were looked for, and its files are gone. "
-            "Unless it was erased before, its keys lie elsewhere and copies still open: erase "
+            "Unless it was erased before, its keys lie elsewhere and copies still open; erase it "
             "again with the --store and --key-file with which it was made."
         )
 
