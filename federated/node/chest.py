@@ -29,6 +29,9 @@ from keys.private_files import remove_leftovers, write_private
 KEY_NAME: Final = "chest"
 NEXT_NAME: Final = "chest-next"
 _CONTEXT: Final = b"havengate/device/chest/v1"
+#: Where the chest notes the largest number that it ever had a key of. Nobody has this number.
+_NEWEST: Final = 0
+_NUMBER_BYTES: Final = 8
 
 
 class Chest:
@@ -61,13 +64,31 @@ class Chest:
     def people(self) -> frozenset[int]:
         """Who has a key."""
         self._refresh()
-        return frozenset(self._keys)
+        return frozenset(self._keys) - {_NEWEST}
+
+    def destroyed(self, people: Iterable[int]) -> frozenset[int]:
+        """Who of the store's people has no key any more.
+
+        Raises `StoreError` if one came after this copy of the chest, which never had their key.
+        """
+        lost = frozenset(people) - self.people()
+        if lost and max(lost) > self._newest():
+            raise StoreError(
+                f"{self._path} is older than the store: it has no keys of people who came since. "
+                "Put its newest copy back."
+            )
+        return lost
+
+    def _newest(self) -> int:
+        return max(int.from_bytes(self._keys.get(_NEWEST, b"")), *self._keys, 0)
 
     def make(self, people: Iterable[int]) -> None:
         """Make a new key for each; durable when this returns. Old keys of theirs are replaced."""
         with self._alone():
             self.settle()
             added = {person: secrets.token_bytes(aead.KEY_BYTES) for person in people}
+            newest = max(self._newest(), *added, 0)
+            added[_NEWEST] = newest.to_bytes(_NUMBER_BYTES)
             self._write(secret_key(self._keeper, KEY_NAME), {**self._keys, **added})
 
     def destroy(self, people: Iterable[int]) -> None:

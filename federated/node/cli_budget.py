@@ -66,7 +66,7 @@ def budget(
     if as_json:
         print_json(
             {
-                "epsilon": most.epsilon, "delta": most.delta, "spent": spent, "left": left,
+                "epsilon": most.epsilon, "delta": most.delta, "spent": _finite(spent), "left": left,
                 "studies": {name: _finite(epsilon) for name, epsilon in studies.items()},
             }
         )  # fmt: skip

@@ -127,6 +127,8 @@ def _give(
 ) -> None:
     from federated.node.consent import Consents
 
+    if everybody and person is not None:
+        raise StoreError("Name one person with --person, or say --everybody: not both.")
     with opened_store(context) as store:
         people = store.people() if everybody else (person_of(store, person),)
         Consents(store).give(people, scope, now=now())

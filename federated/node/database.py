@@ -89,7 +89,12 @@ class Database:
             raise StoreError(
                 f"A store cannot be made at {path}: {error.strerror}; name a new file."
             ) from error
-        keeper.set(KEY_NAME, secrets.token_hex(aead.KEY_BYTES))
+        try:
+            keeper.set(KEY_NAME, secrets.token_hex(aead.KEY_BYTES))
+        except BaseException:
+            # Else no store could be made here any more once the place for the keys is mended.
+            path.unlink(missing_ok=True)
+            raise
         database = cls(path, keeper)
         with database.transaction():
             for statement in filter(str.strip, _SCHEMA.split(";\n")):

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from federated.errors import StoreError
+from federated.node import place
 from keys.errors import KeyConfigurationError
 from keys.private_files import (
     private_lock,
@@ -170,9 +171,15 @@ class RingKeeper:
 def keeper_for(store: Path, key_file: Path | None) -> SecretKeeper:
     """The keeper of the store at `store`: its file if one is named, else the key ring.
 
-    Raises `StoreError` if neither is there: keys are never put into a file unasked.
+    Raises `StoreError` if neither is there: keys are never put into a file unasked. Also if the
+    file named is one of the store's own.
     """
     if key_file is not None:
+        if place.is_part(store, key_file):
+            raise StoreError(
+                f"{key_file} is where the store keeps a file of its own: give the file for the "
+                "keys another name."
+            )
         return FileKeeper(key_file)
     if not RingKeeper.available():
         import keyring

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from federated.errors import StoreError
 from keys.errors import KeyConfigurationError
@@ -17,6 +18,8 @@ from keys.private_files import (
     sync_directory,
     verify_own_directory,
 )
+
+_SQLITE_SUFFIXES: Final = ("-journal", "-wal", "-shm")
 
 
 def real(path: Path) -> Path:
@@ -32,6 +35,14 @@ def chest_path(path: Path) -> Path:
 def lock_path(path: Path) -> Path:
     """The lock file of the store at `path`."""
     return path.with_name(path.name + ".lock")
+
+
+def is_part(path: Path, file: Path) -> bool:
+    """Whether `file` stands where the store at `path` has one of its own files."""
+    found = real(path)
+    own = {found, chest_path(found), lock_path(found)}
+    own |= {found.with_name(found.name + suffix) for suffix in _SQLITE_SUFFIXES}
+    return real(file) in own
 
 
 def verified(path: Path) -> Path:
@@ -59,7 +70,7 @@ def remove(path: Path) -> None:
     for file in (chest_path(found), found):
         file.unlink(missing_ok=True)
         remove_leftovers(file)
-    for suffix in ("-journal", "-wal", "-shm"):
+    for suffix in _SQLITE_SUFFIXES:
         found.with_name(found.name + suffix).unlink(missing_ok=True)
     if path.is_symlink():
         path.unlink()

@@ -322,7 +322,7 @@ class Store:
     def erase_person(self, person: Person) -> None:
         """Destroy a person's key, here and in every copy, then everything that is about them.
 
-        What was spent on them stays in the ledger, under a tag that nobody can lead back.
+        What was spent on them stays in the ledger, under a tag that says nothing without the store.
         """
         with self.database.transaction():
             self._chest.destroy([person.number])
@@ -347,7 +347,7 @@ class Store:
             return
         with self.database.transaction():
             self._chest.settle()
-            if lost := self._keyless():
+            if lost := self._chest.destroyed(person.number for person in self.people()):
                 self._forget(lost)
 
     def _keyless(self) -> frozenset[int]:
@@ -358,12 +358,14 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
     """Erase a store that may no longer open: forget its keys, remove its files.
 
     Holds the store's lock, so that nobody who is in the middle of a change brings keys back.
+    Raises `StoreError`, after removing the files, if the keeper had no keys: they may be elsewhere.
     """
     real = place.real(path)
     with contextlib.ExitStack() as held:
         # Where it cannot be had (the folder is gone, or was taken away) the keys must go still.
         with contextlib.suppress(OSError):
             held.enter_context(private_lock(place.lock_path(real)))
+        had_keys = any(keeper.get(name) is not None for name in _KEPT)
         keeper.delete(*_KEPT)
         try:
             place.remove(path)
@@ -372,6 +374,12 @@ def erase_at(path: Path, keeper: SecretKeeper) -> None:
                 f"The keys are destroyed, so {real} cannot be read any more, but its files could "
                 f"not be removed: {error.strerror}."
             ) from error
+    if not had_keys:
+        raise StoreError(
+            f"There were no keys of {real} where they were looked for, and its files are gone. "
+            "Unless it was erased before, its keys lie elsewhere and copies still open; erase it "
+            "again with the --store and --key-file with which it was made."
+        )
 
 
 def content_hash(path: Path) -> str:

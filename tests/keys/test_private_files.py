@@ -58,7 +58,8 @@ def test_a_lock_is_held_alone_and_closed_to_others(tmp_path: Path) -> None:
                 inside.append(1)
                 assert len(inside) == 1
                 inside.pop()
-                # Who holds it may remove it: from here on it is another's.
+                # Who holds it may remove it as the last that it does: who comes next makes a new
+                # one, and who waited for this one goes there too.
                 path.unlink()
 
     with ThreadPoolExecutor(4) as pool:
@@ -68,11 +69,22 @@ def test_a_lock_is_held_alone_and_closed_to_others(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.timeout(60)
 def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="lock"), private_lock(tmp_path / "lock"):
         pass
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_secret_that_belongs_to_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    write_private(path, b"x")
+    assert read_private(path) == b"x"
+    os.chown(path, 12345, 12345)
+    with pytest.raises(KeyConfigurationError, match="belongs to user 12345"):
+        read_private(path)
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])

@@ -34,8 +34,9 @@ from federated.node.importers.reading import (
 )
 from federated.node.store import OWNER
 
-#: A field, and a line, longer than this is not data.
+#: A field, and a line, longer than this is not data. In characters.
 _MOST_FIELD: Final = 65_536
+_MOST_LINE: Final = 1 << 20
 _TELL_EVERY: Final = 1000
 
 
@@ -70,7 +71,7 @@ def _table(
     total: int,
 ) -> Iterator[Found]:
     text = TextIOWrapper(opened, encoding=mapping.encoding, newline="")
-    rows = csv.reader(text, delimiter=mapping.delimiter, strict=True)
+    rows = csv.reader(_lines(text, name), delimiter=mapping.delimiter, strict=True)
     try:
         header = next(rows, [])
         _verify_header(header, name, mapping)
@@ -94,6 +95,14 @@ def _table(
     progress(total, total)
 
 
+def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines of a file. One without end would else be read whole before it is looked at."""
+    while line := text.readline(_MOST_LINE + 1):
+        if len(line) > _MOST_LINE:
+            raise ImportDataError(f"{name} has a line that is longer than {_MOST_LINE} characters.")
+        yield line
+
+
 def _verify_header(header: list[str], name: str, mapping: TableMapping) -> None:
     missing = sorted(mapping.needed - set(header))
     if missing:
@@ -114,7 +123,7 @@ def _row(
         when = _when(row, mapping.day, options)
         person = options.person or OWNER
         if mapping.person is not None:
-            person = mapping.person_prefix + _whole_number(row[mapping.person].strip())
+            person = mapping.person_prefix + _named(row[mapping.person].strip(), mapping)
     except ImportDataError as error:
         yield bad(name, line, error)
         return
@@ -129,6 +138,13 @@ def _row(
                 person=person, column=rule.column, day=when.day, at=when.at, value=value,
                 source=mapping.source, found_unit=rule.unit,
             )  # fmt: skip
+
+
+def _named(text: str, mapping: TableMapping) -> str:
+    """Whose row it is. Rows that do not say it would together become one person."""
+    if text in mapping.missing:
+        raise ImportDataError("The row names no person.")
+    return _whole_number(text)
 
 
 def _whole_number(text: str) -> str:

@@ -147,8 +147,8 @@ def _bundle(content: bytes, name: str, reader: _Reader) -> Iterator[tuple[int, b
         found = parse_json(bytes(entry.resource), name, _Head)
         if found.resource_type == "Patient" and entry.full_url.startswith(_URN):
             # A Patient that was not stored yet has no id but the Bundle's.
-            name = found.id or entry.full_url.removeprefix(_URN)
-            reader.patients[entry.full_url] = f"Patient/{name}"
+            known = found.id or entry.full_url.removeprefix(_URN)
+            reader.patients[entry.full_url] = f"Patient/{known}"
     for number, entry in enumerate(entries, start=1):
         yield number, bytes(entry.resource)
 
@@ -226,8 +226,8 @@ class _Reader:
         server = match[1] or self._server
         if self._server not in {"", server}:
             raise ImportDataError(
-                "The file speaks of people of two servers, who may have the same ids: import them "
-                "one by one."
+                "The file speaks of people of two servers, who may have the same ids: keep the "
+                "people of each server in a store of their own."
             )
         self._server = server
         return f"Patient/{match[2]}"

@@ -19,6 +19,8 @@ from federated.node.importers.reading import Moment, last_moment, moment
 
 type Kind = Literal["asleep", "in_bed", "awake"]
 
+#: Of one export, which a few years of nights do not come near; what is larger comes in parts.
+MOST_INTERVALS: Final = 1_000_000
 #: Who is up for longer begins another night (or nap). In seconds.
 _LONGEST_WAKING: Final = 2 * 3600
 #: What begins so long after a night began is another, however short the waking. In seconds.
@@ -50,6 +52,7 @@ class Nights:
 
     def __init__(self) -> None:
         self._found: dict[str, list[_Interval]] = {}
+        self._count = 0
 
     def add(
         self,
@@ -63,6 +66,8 @@ class Nights:
     ) -> None:
         """Take an interval. Raises `ImportDataError` if it ends before it starts, or after a day.
 
+        Also raised if there are more than `MOST_INTERVALS`, all of which lie in memory.
+
         `zone` as in `reading.moment`.
         """
         if (start.tzinfo is None) != (end.tzinfo is None) or not 0 <= (
@@ -73,6 +78,9 @@ class Nights:
             )
         if start == end:
             return
+        if self._count >= MOST_INTERVALS:
+            raise ImportDataError(f"There are more than {MOST_INTERVALS} intervals of sleep.")
+        self._count += 1
         ended = moment(last_moment(end), zone)
         # Ends are rounded up again: a night that ends at midnight is as long as any other.
         at = ended.at + 1

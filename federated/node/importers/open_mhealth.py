@@ -110,16 +110,16 @@ def _point(point: Any, options: Options) -> Iterator[Reading]:
     if not fields:
         return
     provenance = header.get("acquisition_provenance") or {}
-    name = f"open-mhealth: {provenance.get('source_name', 'unknown')}"
+    origin = f"open-mhealth: {provenance.get('source_name', 'unknown')}"
     beginning, when = _when(body["effective_time_frame"], options)
-    record = record_of("open-mhealth", schema["name"], name, microseconds(beginning))
+    record = record_of("open-mhealth", schema["name"], origin, microseconds(beginning))
     version = written_at(header.get("creation_date_time"))
     for name, column, plain_unit in fields:
         if name not in body:
             continue
         value, unit = _value(body[name], plain_unit)
         chosen = _at_rest(body) if column == "heart_rate" else COLUMNS[column]
-        source = f"{name} ({schema['name']})" if column == "sleep_hours" else name
+        source = f"{origin} ({schema['name']})" if column == "sleep_hours" else origin
         yield reading(
             chosen, value, unit, person=options.person or OWNER, when=when, source=source,
             record=record, version=version,

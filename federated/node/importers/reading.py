@@ -37,6 +37,7 @@ _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _LATEST_VERSION: Final = 2**52 - 1
 _SMALLEST_TABLE: Final = 1024
 _SECONDS: Final = 86_400
+_NO_DAY: Final = "The day is not one on which anybody could have been measured."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,10 @@ def moment(found: datetime, zone: ZoneInfo | None) -> Moment:
         seconds = int(found.replace(tzinfo=zone or UTC).timestamp())
     else:
         if zone is not None:
-            found = found.astimezone(zone)
+            try:
+                found = found.astimezone(zone)
+            except OverflowError:
+                raise ImportDataError(_NO_DAY) from None
         elif not found.utcoffset():
             raise ImportDataError(
                 "The time is in UTC, which does not say the person's own day: name their time "
@@ -104,15 +108,21 @@ def moment(found: datetime, zone: ZoneInfo | None) -> Moment:
 
 
 def last_moment(end: datetime) -> datetime:
-    """The last moment of a time that has an end: what ends at midnight is of the day before."""
-    return end - timedelta(microseconds=1)
+    """The last moment of a time that has an end: what ends at midnight is of the day before.
+
+    Raises `ImportDataError` if there is none.
+    """
+    try:
+        return end - timedelta(microseconds=1)
+    except OverflowError:
+        raise ImportDataError(_NO_DAY) from None
 
 
 def day_number(day: date) -> int:
     """Days since 1970-01-01. Raises `ImportDataError` outside of 1900 to 2199."""
     number = day.toordinal() - _EPOCH_DAY
     if not FIRST_DAY <= number < LAST_DAY:
-        raise ImportDataError("The day is not one on which anybody could have been measured.")
+        raise ImportDataError(_NO_DAY)
     return number
 
 

@@ -38,6 +38,18 @@ def test_a_reservation_without_a_spend_counts_as_spent(store: Store, budget: Bud
     assert [one.state for one in budget.spends(store.person("me"))] == ["reserved", "spent"]
 
 
+@pytest.mark.parametrize("extra", ["again", "never reserved"])
+def test_spends_nothing_when_one_of_the_costs_is_not_reserved_any_more(
+    store: Store, budget: Budget, extra: str
+) -> None:
+    spent = reserve(store, budget, "a")
+    budget.spend(spent)
+    (fresh,) = reserve(store, budget, "b")
+    with pytest.raises(LedgerError, match="nothing is read"):
+        budget.spend([fresh, *(spent if extra == "again" else [fresh + 1])])
+    assert [one.state for one in budget.spends(store.person("me"))] == ["spent", "reserved"]
+
+
 def test_a_round_that_was_seen_here_is_nobodys_any_more(store: Store, budget: Budget) -> None:
     """Whoever the people are, whichever question it is, and whoever of them is still there."""
     fill(store, {"other": {"mood": [1.0]}})

@@ -301,3 +301,47 @@ def test_a_file_name_is_no_markup_on_the_progress_bar(
     path.write_text(APPLE)
     shown = filled("import", str(path)).stderr
     assert "export[bold]?[2J.xml" in shown
+
+
+def test_erasing_with_keys_that_lie_elsewhere_does_not_say_that_they_are_destroyed(
+    tmp_path: Path, filled: Run
+) -> None:
+    """Else a backup still opens, and nobody looks for the keys."""
+    del filled
+    other = ["--store", str(tmp_path / "device.store"), "--key-file", str(tmp_path / "other")]
+    result = CliRunner().invoke(device_app, [*other, "erase", "--yes"])
+    assert isinstance(result.exception, StoreError), result.output
+    assert "no keys" in str(result.exception)
+    assert not list(tmp_path.glob("device.store*"))
+    assert FileKeeper(tmp_path / "ring" / "device.keys").get("database")
+
+
+@pytest.mark.parametrize("name", ["device.store", "device.store.keys", "device.store.lock"])
+def test_refuses_a_key_file_in_the_place_of_a_file_of_the_store(tmp_path: Path, name: str) -> None:
+    place = ["--store", str(tmp_path / "device.store"), "--key-file", str(tmp_path / name)]
+    result = CliRunner().invoke(device_app, [*place, "init"])
+    assert isinstance(result.exception, StoreError), result.output
+    assert "another name" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_for_keys_that_is_refused_leaves_no_store_behind(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "ring").chmod(0o770)
+    run("init", fails=StoreError)
+    (tmp_path / "ring").chmod(0o700)
+    run("init")
+
+
+def test_consent_of_one_person_and_of_everybody_is_asked_for_once_only(filled: Run) -> None:
+    words = ["--kind", "mean", "--column", "steps", "--purpose", "HRESCH"]
+    filled("consent", "give", *words, "--person", "me", "--everybody", fails=StoreError)
+    assert as_json(filled("consent", "list", "--json")) == {"consents": []}
+
+
+def test_a_budget_that_no_number_can_say_is_json_all_the_same(
+    filled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.budget.Budget.spent", lambda *_: float("inf"))
+    shown = filled("budget", "--json").stdout
+    assert "Infinity" not in shown
+    assert json.loads(shown)["spent"] is None

@@ -176,6 +176,29 @@ def test_an_erasure_that_a_crash_interrupted_is_finished(
     assert [person.name for person in opened.people()] == ["b"]
 
 
+def test_an_older_chest_is_refused_and_forgets_nobody_who_came_since(
+    tmp_path: Path, store: Store, keeper: FileKeeper
+) -> None:
+    """Of people who came after it there are no keys in it, as if they had been erased."""
+    fill(store, {"a": {"mood": [1.0]}})
+    chest = tmp_path / "device.store.keys"
+    older = chest.read_bytes()
+    fill(store, {"b": {"mood": [2.0]}})
+    newest = chest.read_bytes()
+    store.close()
+    chest.write_bytes(older)
+    with pytest.raises(StoreError, match="newest copy"):
+        Store.open(tmp_path / "device.store", keeper)
+    chest.write_bytes(newest)
+    opened = Store.open(tmp_path / "device.store", keeper)
+    assert opened.rows(opened.person("b"), frozenset({"mood"})).values["mood"].tolist() == [2.0]
+    opened._chest.destroy([opened.person("b").number])
+    opened.close()
+    opened = Store.open(tmp_path / "device.store", keeper)
+    assert [person.name for person in opened.people()] == ["a"]
+    opened.close()
+
+
 def test_erasing_the_store_destroys_the_keys_and_the_files(
     tmp_path: Path, store: Store, keeper: FileKeeper
 ) -> None:

@@ -130,6 +130,26 @@ def test_what_is_no_table_is_refused(tmp_path: Path, store: Store, content: byte
         run(store, tmp_path / "diary.csv", options)
 
 
+@pytest.mark.parametrize("nobody", ["", "  ", "NA"])
+def test_rows_that_name_nobody_are_bad_and_not_one_persons(
+    tmp_path: Path, store: Store, nobody: str
+) -> None:
+    mapping = MAPPING.replace("[day]", 'person_prefix = "diary/"\n\n[day]', 1)
+    options = write(tmp_path, TABLE + f"{nobody};04.01.2024;8;0;m\n", mapping)
+    with pytest.raises(ImportDataError, match=r"line 5: .*names no person"):
+        run(store, tmp_path / "diary.csv", options)
+    assert run(store, tmp_path / "diary.csv", options, skip_bad=True).people == 2
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.importers.csv._MOST_LINE", 200, raising=False)
+    options = write(tmp_path, TABLE + "a;" * 150)
+    with pytest.raises(ImportDataError, match="longer than 200"):
+        run(store, tmp_path / "diary.csv", options, skip_bad=True)
+
+
 def test_mappings_that_come_along_are_found_by_name() -> None:
     for name in ("paco", "flueckiger", "scharbert", "nhanes"):
         assert load_mapping(Path(name)).rules

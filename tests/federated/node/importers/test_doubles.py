@@ -156,6 +156,15 @@ def test_an_older_export_never_replaces_a_newer_one(
     assert values(store, "me", "steps") == {"steps": 90}
 
 
+def test_sleep_without_end_does_not_fill_the_memory(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.node.importers.nights.MOST_INTERVALS", 2, raising=False)
+    path = apple(tmp_path, *[asleep(f"0{day} 01:00", f"0{day} 05:00") for day in (2, 3, 4)])
+    with pytest.raises(ImportDataError, match="more than 2 intervals"):
+        run(store, path)
+
+
 # --- Fitbit ---
 
 
@@ -261,6 +270,18 @@ def test_two_schemas_for_one_night_are_not_added_up(tmp_path: Path, store: Store
     ]
     run(store, points(tmp_path, *made))
     assert values(store, "me", "sleep_hours") == {"sleep_hours": pytest.approx(400 / 60)}
+
+
+def test_two_sources_of_open_mhealth_are_never_added_up(tmp_path: Path, store: Store) -> None:
+    made = []
+    for name, value in [("Phone", 900), ("Watch", 1000)]:
+        point = total(value, "20:00", name)
+        point["header"]["acquisition_provenance"] = {"source_name": name}
+        made.append(point)
+    run(store, points(tmp_path, *made))
+    assert values(store, "me", "steps") == {"steps": 1000}
+    held = store.holdings(store.person("me"))
+    assert [one.source for one in held] == ["open-mhealth: Phone", "open-mhealth: Watch"]
 
 
 # --- Remembering ---

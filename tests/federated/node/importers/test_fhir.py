@@ -114,6 +114,21 @@ def test_refuses_when_two_servers_could_mean_two_people_by_one_name(
         run(store, path)
 
 
+def test_what_is_wrong_in_a_bundle_is_told_without_the_patients_id(
+    tmp_path: Path, store: Store
+) -> None:
+    path = tmp_path / "bundle.json"
+    patient = {"resourceType": "Patient", "id": "dorothea"}
+    entries = [
+        {"fullUrl": "urn:uuid:1", "resource": patient},
+        {"fullUrl": "urn:uuid:2", "resource": {"resourceType": 5}},
+    ]
+    path.write_text(json.dumps({"resourceType": "Bundle", "entry": entries}))
+    with pytest.raises(ImportDataError, match=r"bundle\.json is not") as caught:
+        run(store, path)
+    assert "dorothea" not in str(caught.value)
+
+
 # --- When ---
 
 

@@ -20,6 +20,7 @@ from federated.node.importers.reading import (
     Moment,
     Options,
     day_number,
+    last_moment,
     moment,
     parse_time,
 )
@@ -145,6 +146,20 @@ def test_with_a_time_zone_the_day_is_that_of_the_zone(found: datetime) -> None:
     there_and_back = in_utc.astimezone(_ZONE)
     assert moment(in_utc, _ZONE).day == day_number(there_and_back.date())
     assert moment(found, _ZONE).day == day_number(found.date())
+
+
+@pytest.mark.parametrize(
+    ("text", "zone"),
+    [("0001-01-01T00:00:00+14:00", "UTC"), ("9999-12-31T23:59:59-12:00", "Asia/Tokyo")],
+)
+def test_a_time_at_the_end_of_all_times_is_refused(text: str, zone: str) -> None:
+    with pytest.raises(ImportDataError, match="day"):
+        moment(parse_time(text), ZoneInfo(zone))
+
+
+def test_what_ends_when_time_begins_is_refused() -> None:
+    with pytest.raises(ImportDataError, match="day"):
+        last_moment(datetime.min)  # noqa: DTZ901 - the person's own clock
 
 
 @pytest.mark.parametrize("when", ["2024-01-02T03:00:00Z", "2024-01-02T03:00:00+00:00"])
