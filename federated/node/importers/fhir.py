@@ -43,6 +43,7 @@ from federated.node.importers.reading import (
     Options,
     Part,
     Progress,
+    Server,
     bad,
     day_number,
     last_moment,
@@ -113,6 +114,8 @@ class FHIR:
                     yield from reader.resource(resource)
                 except ImportDataError as error:
                     yield bad(part.name, number, error)
+        if reader.server and options.person is None:
+            yield Server(address=reader.server)
 
 
 def _resources(
@@ -160,7 +163,7 @@ class _Reader:
         self.patients: dict[str, str] = {}
         self._options = options
         self._only: str | None = None
-        self._server = ""
+        self.server = ""
 
     def resource(self, raw: bytes) -> Iterable[Reading | Retraction]:
         """The readings of one resource. Raises `ImportDataError`."""
@@ -223,13 +226,13 @@ class _Reader:
                 "The subject is not a reference to a patient, as in Patient/7: if the whole file "
                 "is one person's, name them with --person."
             )
-        server = match[1] or self._server
-        if self._server not in {"", server}:
+        server = match[1] or self.server
+        if self.server not in {"", server}:
             raise ImportDataError(
                 "The file speaks of people of two servers, who may have the same ids: keep the "
                 "people of each server in a store of their own."
             )
-        self._server = server
+        self.server = server
         return f"Patient/{match[2]}"
 
     def _observation(self, found: Observation) -> _Said | None:

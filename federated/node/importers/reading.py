@@ -25,7 +25,7 @@ from federated.node.columns import Column, convert
 from federated.node.daily import FIRST_DAY, LAST_DAY, MAX_SOURCE, Reading, Retraction
 
 #: What an importer yields.
-type Found = Reading | Retraction | BadRow
+type Found = Reading | Retraction | BadRow | Server
 #: Called with bytes read so far and bytes in all.
 type Progress = Callable[[int, int], None]
 
@@ -47,6 +47,13 @@ class Options:
     person: str | None = None
     time_zone: ZoneInfo | None = None
     mapping: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Whose ids name the people of an export: another server's may name others by the same."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from federated.node.importers.csv import MappedCSV
 from federated.node.importers.fhir import FHIR
 from federated.node.importers.fitbit import Fitbit
 from federated.node.importers.open_mhealth import OpenMHealth
-from federated.node.importers.reading import BadRow, Importer, Options, Progress, reading_of
+from federated.node.importers.reading import BadRow, Importer, Options, Progress, Server, reading_of
 from federated.node.store import ImportRecord, Store, content_hash
 
 IMPORTERS: Final[tuple[Importer, ...]] = (
@@ -29,6 +29,8 @@ IMPORTERS: Final[tuple[Importer, ...]] = (
 SHOWN: Final = 100
 _IN_MESSAGE: Final = 10
 _HEAD_BYTES: Final = 65_536
+#: The store's memory of the server whose ids name its people.
+_SERVER: Final = "fhir_server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class _Folded:
     readings: int = 0
     cells: int = 0
     bad: int = 0
+    server: str = ""
 
     def take_bad(self, row: BadRow) -> None:
         self.bad += 1
@@ -108,11 +111,28 @@ def import_path(
         at=now, format=importer.name, content=content_hash(path), people=len(tables),
         readings=folded.readings, bad=folded.bad,
     )  # fmt: skip
-    new_people, changed = store.merge(tables, record=record) if tables else (0, 0)
+    new_people, changed = _merge(store, tables, record, folded.server) if tables else (0, 0)
     return ImportReport(
         format=importer.name, people=len(tables), new_people=new_people, changed=changed,
         readings=folded.readings, days=folded.cells, bad=folded.bad, bad_rows=folded.bad_rows,
     )  # fmt: skip
+
+
+def _merge(
+    store: Store, tables: dict[str, PersonTable], record: ImportRecord, server: str
+) -> tuple[int, int]:
+    """Put all into the store, whose people are one server's. Raises `ImportDataError`."""
+    with store.database.transaction():
+        known = store.meta(_SERVER)
+        if server and known not in {None, server}:
+            raise ImportDataError(
+                "This store holds people of another server, who may have the same ids: keep the "
+                "people of each server in a store of their own. Nothing was kept."
+            )
+        merged = store.merge(tables, record=record)
+        if server and known is None:
+            store.set_meta(_SERVER, server)
+        return merged
 
 
 def _fold(importer: Importer, path: Path, options: Options, progress: Progress) -> _Folded:
@@ -120,6 +140,9 @@ def _fold(importer: Importer, path: Path, options: Options, progress: Progress) 
     for found in importer.read(path, options, progress):
         if isinstance(found, BadRow):
             folded.take_bad(found)
+            continue
+        if isinstance(found, Server):
+            folded.server = found.address
             continue
         table = folded.tables.setdefault(found.person, PersonTable())
         folded.cells += table.take(found)

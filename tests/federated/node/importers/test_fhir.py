@@ -114,6 +114,22 @@ def test_refuses_when_two_servers_could_mean_two_people_by_one_name(
         run(store, path)
 
 
+def test_refuses_a_second_servers_people_in_a_store_of_the_first(
+    tmp_path: Path, store: Store
+) -> None:
+    def of(server: str, identity: str) -> Path:
+        subject = {"reference": f"http://{server}.example/fhir/Patient/7"}
+        return write_ndjson(tmp_path, night(id=identity, subject=subject))
+
+    run(store, of("one", "a"))
+    before = store.rows(store.person("Patient/7"), frozenset({"sleep_hours"}))
+    with pytest.raises(ImportDataError, match="another server"):
+        run(store, of("other", "b"))
+    after = store.rows(store.person("Patient/7"), frozenset({"sleep_hours"}))
+    assert (after.days.tolist(), len(store.people())) == (before.days.tolist(), 1)
+    run(store, of("one", "c"))
+
+
 def test_what_is_wrong_in_a_bundle_is_told_without_the_patients_id(
     tmp_path: Path, store: Store
 ) -> None:
