@@ -280,21 +280,31 @@ class Approvals:
         self._store.append(study, step, _verify_ran)
         self._recorder.outcome(run.begun, End(outcome="success", details={"answer": answer_hash}))
 
-    def release(self, name: str, principal: Principal, *, answer_hash: str) -> int:
+    def release(
+        self, name: str, principal: Principal, *, answer_hash: str, kept_hash: str = ""
+    ) -> int:
         """Record that an answer is given out, before it is; return the index of its entry.
 
-        `answer_hash` is the SHA-256, in hex, of its JSON: one with which a run of this study ended
-        well. Raises `ApprovalError`.
+        `answer_hash` is the SHA-256, in hex, of its JSON, `kept_hash` that with which a run of this
+        study ended well. They differ if, and only if, the study has cost more since: the answer
+        says it then (`release.document.with_charges`). Raises `ApprovalError`.
         """
         record = self._store.find(name)
+        kept_hash = kept_hash or answer_hash
         facts = self._facts(record, principal)
         begun = self._desk.authorised(
-            "release", record.study, principal, facts, role="researcher", answer=answer_hash
+            "release",
+            record.study,
+            principal,
+            facts,
+            role="researcher",
+            answer=answer_hash,
+            kept="" if kept_hash == answer_hash else kept_hash,
         )
         with self._desk.failing(begun):
             if not record.of("run"):
                 raise ApprovalError(f"The study {record.study.id} has not run: nothing to release.")
-            if answer_hash not in {one.answer for one in record.of("answer")}:
+            if kept_hash not in {one.answer for one in record.of("answer")}:
                 raise ApprovalError(
                     f"No run of {record.study.id} gave this answer: it was changed since, or is "
                     "another study's. Nothing is given out."

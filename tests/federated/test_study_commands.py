@@ -413,7 +413,7 @@ def test_an_approver_reads_all_that_he_signs(desk: Desk) -> None:
         "3 agree before a sum is unmasked", "modulo 2^64",
         "sleep: the mean over people (mean 'sleep'): column = sleep_hours",
         "discrete laplace noise of scale",
-        "ε = 0.5 at δ = 5e-07", "ε = 0.5 at δ = 0e+00",
+        "ε = 0.5 at δ = 5e-07", "ε = 0.5 at δ = 0\n",
     ):  # fmt: skip
         assert words in text, words
     shown = desk.json("show", "sleep-and-phq9")["signed"]
@@ -495,6 +495,91 @@ def test_a_second_run_counts_all_that_the_study_ever_cost(desk: Desk) -> None:
     desk.unanswered = {}
     assert isinstance(desk("run", "sleep-and-phq9").exception, BudgetExhaustedError)
     assert parse_document((desk.kept).read_bytes()) == second
+
+
+def propose_for_four_rounds(desk: Desk) -> None:
+    (desk.folder / "draft.toml").write_text(DRAFT.replace("sites =", "rounds = 4\nsites ="))
+    whole = str(desk.folder / "study.toml")
+    desk.json("plan", str(desk.folder / "draft.toml"), "--people", "5068", "--out", whole)
+    desk.json("propose", whole)
+    desk.approve()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_release_says_what_a_later_run_cost_that_came_to_nothing(
+    desk: Desk,
+    again: bool,  # noqa: FBT001 - whether it was released before
+) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    first = parse_document(desk.kept.read_bytes())
+    if again:
+        assert desk.json("report", "sleep-and-phq9")["answer_hash"] == document_hash(first)
+    one = desk.trail.approvals.standing("sleep-and-phq9").study
+    # A run that was killed after it had reserved.
+    desk.ledger.reserve(
+        study=one.study_hash,
+        round_id="2-1",
+        participants=["site:north"],
+        cost=study_costs(one)["mood"],
+    )
+    desk.fails = KeyboardInterrupt()
+    desk("run", "sleep-and-phq9")
+    desk.fails = None
+    found = desk.json("report", "sleep-and-phq9")
+    released = parse_document(Path(found["answer"]).read_bytes())
+    privacy = released["privacy"]
+    assert [charge["round"] for charge in privacy["charged"]] == ["1-0", "2-1"]
+    assert privacy["epsilon"] > first["privacy"]["epsilon"]
+    assert released == {**first, "privacy": privacy}
+    assert desk.kept.read_bytes() == encode_document(first)
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    keys: dict[str, Any] = {
+        "origin": ORIGIN,
+        "log_keys": believed.log_verifiers(),
+        "witness_keys": believed.witness_verifiers(),
+    }
+    verify_document(released, believed.trusted(), **keys)
+    verify_release(
+        Path(found["proof"]).read_bytes(),
+        study_hash=one.study_hash,
+        answer_hash=document_hash(released),
+        **keys,
+    )
+    entry = entries_in(desk.log.directory)[found["log_index"]]
+    assert entry.details["answer"] == document_hash(released)
+    # With which answer a run ended that stands in this release.
+    assert entry.details["kept"] == document_hash(first)
+
+
+def test_a_ledger_that_lost_rows_makes_no_release_cheaper(desk: Desk) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    with desk.trail.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM ledger_charges")
+        connection.exec_driver_sql("DELETE FROM ledger_rows")
+    found = desk.json("report", "sleep-and-phq9")
+    document = parse_document(Path(found["answer"]).read_bytes())
+    assert document == parse_document(desk.kept.read_bytes())
+    assert len(document["privacy"]["charged"]) == 2
+
+
+def test_no_release_stands_beside_the_proof_of_an_earlier_one(desk: Desk) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    first = Path(desk.json("report", "sleep-and-phq9")["proof"])
+    desk.unanswered = {"sleep": "It was not asked."}
+    desk("run", "sleep-and-phq9")
+    desk.prove = lambda index: b""  # type: ignore[method-assign] # noqa: ARG005 - its form
+    found = desk.json("report", "sleep-and-phq9")
+    assert found["proof"] == ""
+    assert not first.exists()
+    (desk.folder / "federation.json").write_text(json.dumps(enrolled(desk)))
+    words = ("verify", found["answer"], "--enrolment", str(desk.folder / "federation.json"))
+    assert desk.json(*words)["released"] is False
 
 
 # What was kept between run and release
