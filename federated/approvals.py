@@ -218,8 +218,8 @@ class Approvals:
     def publish(self, name: str) -> Standing:
         """Sign an approved study as the coordinator and put it into the log for devices to see.
 
-        `approve` does it; this is for after a crash in between. Raises `ApprovalError` unless every
-        approval is in.
+        `approve` does it; this is for after a crash in between. Once is enough, whoever else does
+        it meanwhile. Raises `ApprovalError` unless every approval is in.
         """
         record = self._store.find(name)
         if record.of("publish"):
@@ -241,7 +241,13 @@ class Approvals:
         # In the log first: an entry too many says nothing wrong, one too few stops every device.
         index = self._recorder.outcome(self._recorder.intent(act), End(outcome="success"))
         step = replace(step, log_index=index)
-        return self._standing(self._store.append(record.study.study_hash, step, verify_stands))
+        try:
+            record = self._store.append(record.study.study_hash, step, _verify_unpublished)
+        except ApprovalError:
+            record = self._store.get(record.study.study_hash)
+            if not record.of("publish"):
+                raise
+        return self._standing(record)
 
     def start_run(self, name: str, principal: Principal) -> StartedRun:
         """Let a study run: everything is looked at again. Raises `ApprovalError`.
@@ -353,6 +359,13 @@ def _verify_published(record: Record) -> None:
     if not record.of("publish"):
         raise ApprovalError(f"The study {record.study.id} waits for approvals.")
     verify_stands(record)
+
+
+def _verify_unpublished(record: Record) -> None:
+    verify_stands(record)
+    if record.of("publish"):
+        # Two signatures of the coordinator would be one too many for whoever checks a release.
+        raise ApprovalError(f"The study {record.study.id} is published already.")
 
 
 def _verify_ran(record: Record) -> None:

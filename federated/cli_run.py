@@ -42,6 +42,9 @@ def add_run(app: typer.Typer, commands: StudyCommands) -> None:
             # An older backup that nobody noticed would let people be asked too often.
             program.ledger.verify(program.entries())
             principal = program.sign_in()
+            if program.approvals.standing(name).stage == "approved":
+                # The last word was given, and what follows from it was lost with its process.
+                program.approvals.publish(name)
             program.publish_log()
             started = program.approvals.start_run(name, principal)
             result = _ran(program, started, name, tell)

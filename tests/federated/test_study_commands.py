@@ -460,6 +460,21 @@ def test_a_withdrawn_study_neither_runs_nor_is_released(desk: Desk) -> None:
     assert desk("watch", "sleep-and-phq9").stdout.splitlines()[-1].split()[3] == "withdraw"
 
 
+def test_a_run_publishes_what_a_crash_left_approved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.propose()
+    with monkeypatch.context() as crash:
+        crash.setattr(desk.trail.approvals, "publish", desk.trail.approvals.standing)
+        desk.approve()
+    assert desk.json("list")[0]["stage"] == "approved"
+    # Whose word could publish it has spoken, and nobody speaks twice.
+    south = ["--as", "site", "--site", "south", "--key", f"{desk.folder}/keys/south"]
+    assert isinstance(desk("approve", "sleep-and-phq9", *south, who=SOUTH).exception, ApprovalError)
+    assert desk.json("run", "sleep-and-phq9")["answers"] == ["answered"]
+    assert desk.json("list")[0]["stage"] == "published"
+
+
 def test_a_run_that_left_a_question_says_so_and_keeps_the_rest(desk: Desk) -> None:
     desk.propose()
     desk.approve()
