@@ -175,8 +175,8 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
             parse_document(read_file(file)), believed, None if given is None else read_file(given)
         )
         proven = (
-            "signed by all it needed, and published. The answer says what was signed; costs and "
-            "total are those that follow from it."
+            "signed by all it needed, and published. The answer says what was signed; each cost, "
+            "and the total of the rounds that it lists, are those that follow from it."
         )
         lines = [f"{found['study']}: {proven}"]
         if found["released"]:

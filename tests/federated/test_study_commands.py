@@ -27,10 +27,17 @@ from federated.errors import (
     StudyLogError,
 )
 from federated.ledger import Ledger
+from federated.ledger_rows import parse_cost
 from federated.manifest import canonical_json
 from federated.model import Answer
 from federated.node.enrolment import parse_enrolment
-from federated.planning import plan_study, study_costs, verify_claims, verify_within
+from federated.planning import (
+    composed_epsilon,
+    plan_study,
+    study_costs,
+    verify_claims,
+    verify_within,
+)
 from federated.release.check import COORDINATORS_WORD, verify_document
 from federated.release.document import (
     document_hash,
@@ -518,6 +525,41 @@ def propose_for_four_rounds(desk: Desk) -> None:
     desk.json("plan", str(desk.folder / "draft.toml"), "--people", "5068", "--out", whole)
     desk.json("propose", whole)
     desk.approve()
+
+
+def test_that_no_round_is_left_out_is_listed_as_the_coordinators_word(desk: Desk) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    desk.unanswered = {"sleep": "It was not asked."}
+    desk("run", "sleep-and-phq9")
+    document = parse_document(desk.kept.read_bytes())
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    shown = {**document["privacy"], "charged": document["privacy"]["charged"][1:]}
+    (charge,) = shown["charged"]
+    shown["epsilon"] = composed_epsilon(
+        desk.trail.approvals.standing("sleep-and-phq9").study,
+        [parse_cost(canonical_json(charge["cost"]).decode())],
+    )
+    assert shown["epsilon"] < document["privacy"]["epsilon"]
+    # No signature says how often a study was run: nobody far away can see it.
+    verify_document(
+        {**document, "privacy": shown},
+        believed.trusted(),
+        origin=ORIGIN,
+        log_keys=believed.log_verifiers(),
+        witness_keys=believed.witness_verifiers(),
+    )
+    assert {"privacy.charged[]", "privacy.epsilon"} <= set(COORDINATORS_WORD)
+    (desk.folder / "federation.json").write_text(json.dumps(enrolled(desk)))
+    (desk.folder / "answer.json").write_bytes(encode_document(document))
+    words = (
+        "verify",
+        f"{desk.folder}/answer.json",
+        "--enrolment",
+        f"{desk.folder}/federation.json",
+    )
+    assert "of the rounds that it lists" in desk(*words).stdout
 
 
 @pytest.mark.parametrize("again", [False, True])
