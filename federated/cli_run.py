@@ -123,6 +123,8 @@ def add_report(app: typer.Typer, commands: StudyCommands) -> None:
         with commands.open_program() as program:
             study = program.approvals.standing(name).study
             kept = program.reports.kept(study)
+            # A ledger that lost rows would make the total smaller than it is.
+            program.ledger.verify(program.entries())
             principal = program.sign_in()
             # A run that came to nothing since has cost something, too.
             document = with_charges(kept.document, study, program.ledger.charges(study.study_hash))

@@ -611,16 +611,26 @@ def test_a_release_says_what_a_later_run_cost_that_came_to_nothing(
 
 
 def test_a_ledger_that_lost_rows_makes_no_release_cheaper(desk: Desk) -> None:
-    desk.propose()
-    desk.approve()
-    desk.json("run", "sleep-and-phq9")
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    one = desk.trail.approvals.standing("sleep-and-phq9").study
+    desk.ledger.reserve(
+        study=one.study_hash,
+        round_id="2-1",
+        participants=["site:north"],
+        cost=study_costs(one)["mood"],
+    )
+    # As a backup had it that was made in between.
     with desk.trail.database.writing() as connection:
-        connection.exec_driver_sql("DELETE FROM ledger_charges")
-        connection.exec_driver_sql("DELETE FROM ledger_rows")
+        connection.exec_driver_sql("DELETE FROM ledger_charges WHERE sequence > 2")
+        connection.exec_driver_sql("DELETE FROM ledger_rows WHERE sequence > 2")
+    assert isinstance(desk("report", "sleep-and-phq9").exception, LedgerError)
+    assert not (desk.kept.parent / "answer.json").exists()
+    assert desk.json("ledger", "--mend")["mended"] == 1
     found = desk.json("report", "sleep-and-phq9")
     document = parse_document(Path(found["answer"]).read_bytes())
-    assert document == parse_document(desk.kept.read_bytes())
-    assert len(document["privacy"]["charged"]) == 2
+    assert [charge["round"] for charge in document["privacy"]["charged"]] == ["1-0", "2-1"]
 
 
 def test_no_release_stands_beside_the_proof_of_an_earlier_one(desk: Desk) -> None:
