@@ -218,8 +218,8 @@ class Approvals:
     def publish(self, name: str) -> Standing:
         """Sign an approved study as the coordinator and put it into the log for devices to see.
 
-        `approve` does it; this is for after a crash in between. Raises `ApprovalError` unless every
-        approval is in.
+        `approve` does it; this is for after a crash in between. Once is enough, whoever else does
+        it meanwhile. Raises `ApprovalError` unless every approval is in.
         """
         record = self._store.find(name)
         if record.of("publish"):
@@ -241,7 +241,13 @@ class Approvals:
         # In the log first: an entry too many says nothing wrong, one too few stops every device.
         index = self._recorder.outcome(self._recorder.intent(act), End(outcome="success"))
         step = replace(step, log_index=index)
-        return self._standing(self._store.append(record.study.study_hash, step, verify_stands))
+        try:
+            record = self._store.append(record.study.study_hash, step, _verify_unpublished)
+        except ApprovalError:
+            record = self._store.get(record.study.study_hash)
+            if not record.of("publish"):
+                raise
+        return self._standing(record)
 
     def start_run(self, name: str, principal: Principal) -> StartedRun:
         """Let a study run: everything is looked at again. Raises `ApprovalError`.
@@ -280,21 +286,31 @@ class Approvals:
         self._store.append(study, step, _verify_ran)
         self._recorder.outcome(run.begun, End(outcome="success", details={"answer": answer_hash}))
 
-    def release(self, name: str, principal: Principal, *, answer_hash: str) -> int:
+    def release(
+        self, name: str, principal: Principal, *, answer_hash: str, kept_hash: str = ""
+    ) -> int:
         """Record that an answer is given out, before it is; return the index of its entry.
 
-        `answer_hash` is the SHA-256, in hex, of its JSON: one with which a run of this study ended
-        well. Raises `ApprovalError`.
+        `answer_hash` is the SHA-256, in hex, of its JSON, `kept_hash` that with which a run of this
+        study ended well. They differ if, and only if, the study has cost more since: the answer
+        says it then (`release.document.with_charges`). Raises `ApprovalError`.
         """
         record = self._store.find(name)
+        kept_hash = kept_hash or answer_hash
         facts = self._facts(record, principal)
         begun = self._desk.authorised(
-            "release", record.study, principal, facts, role="researcher", answer=answer_hash
+            "release",
+            record.study,
+            principal,
+            facts,
+            role="researcher",
+            answer=answer_hash,
+            kept="" if kept_hash == answer_hash else kept_hash,
         )
         with self._desk.failing(begun):
             if not record.of("run"):
                 raise ApprovalError(f"The study {record.study.id} has not run: nothing to release.")
-            if answer_hash not in {one.answer for one in record.of("answer")}:
+            if kept_hash not in {one.answer for one in record.of("answer")}:
                 raise ApprovalError(
                     f"No run of {record.study.id} gave this answer: it was changed since, or is "
                     "another study's. Nothing is given out."
@@ -343,6 +359,13 @@ def _verify_published(record: Record) -> None:
     if not record.of("publish"):
         raise ApprovalError(f"The study {record.study.id} waits for approvals.")
     verify_stands(record)
+
+
+def _verify_unpublished(record: Record) -> None:
+    verify_stands(record)
+    if record.of("publish"):
+        # Two signatures of the coordinator would be one too many for whoever checks a release.
+        raise ApprovalError(f"The study {record.study.id} is published already.")
 
 
 def _verify_ran(record: Record) -> None:

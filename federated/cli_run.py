@@ -42,6 +42,9 @@ def add_run(app: typer.Typer, commands: StudyCommands) -> None:
             # An older backup that nobody noticed would let people be asked too often.
             program.ledger.verify(program.entries())
             principal = program.sign_in()
+            if program.approvals.standing(name).stage == "approved":
+                # The last word was given, and what follows from it was lost with its process.
+                program.approvals.publish(name)
             program.publish_log()
             started = program.approvals.start_run(name, principal)
             result = _ran(program, started, name, tell)
@@ -115,23 +118,34 @@ def add_report(app: typer.Typer, commands: StudyCommands) -> None:
     @app.command()
     def report(name: NameArgument, *, as_json: JSONOption = False) -> None:
         """Release a study's answer: as JSON, and as a page for people."""
+        from federated.release.document import document_hash, with_charges
+
         with commands.open_program() as program:
-            kept = program.reports.kept(program.approvals.standing(name).study)
-            entry = program.approvals.release(name, program.sign_in(), answer_hash=kept.answer_hash)
-            page, answer = program.reports.write(kept, released=entry)
+            study = program.approvals.standing(name).study
+            kept = program.reports.kept(study)
+            # A ledger that lost rows would make the total smaller than it is.
+            program.ledger.verify(program.entries())
+            principal = program.sign_in()
+            # A run that came to nothing since has cost something, too.
+            document = with_charges(kept.document, study, program.ledger.charges(study.study_hash))
+            given = replace(kept, document=document, answer_hash=document_hash(document))
+            entry = program.approvals.release(
+                name, principal, answer_hash=given.answer_hash, kept_hash=kept.answer_hash
+            )
+            page, answer = program.reports.write(given, released=entry)
             proof = program.prove(entry)
-            shown = str(program.reports.write_proof(kept, proof)) if proof else ""
+            shown = str(program.reports.write_proof(given, proof)) if proof else ""
         found = {
             "report": str(page),
             "answer": str(answer),
-            "answer_hash": kept.answer_hash,
+            "answer_hash": given.answer_hash,
             "log_index": entry,
             "proof": shown,
         }
         missing = "none yet: no witness has cosigned the release; report again, later"
-        lines = [*answer_lines(kept.document), f"Report {page}", f"Answer {answer}"]
+        lines = [*answer_lines(given.document), f"Report {page}", f"Answer {answer}"]
         lines.append(f"Proof  {shown or missing}")
-        say({**found, "answers": kept.document["answers"]}, "\n".join(lines), as_json=as_json)
+        say({**found, "answers": given.document["answers"]}, "\n".join(lines), as_json=as_json)
 
 
 def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
@@ -163,8 +177,8 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
             parse_document(read_file(file)), believed, None if given is None else read_file(given)
         )
         proven = (
-            "signed by all it needed, and published. The answer says what was signed; costs and "
-            "total are those that follow from it."
+            "signed by all it needed, and published. The answer says what was signed; each cost, "
+            "and the total of the rounds that it lists, are those that follow from it."
         )
         lines = [f"{found['study']}: {proven}"]
         if found["released"]:

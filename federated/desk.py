@@ -60,6 +60,7 @@ class Desk:
         role: str,
         site: str = "",
         answer: str = "",
+        kept: str = "",
     ) -> Begun:
         """Ask the policies, and record what is about to happen. Raises `ApprovalError`."""
         now = self.clock()
@@ -81,6 +82,7 @@ class Desk:
                 _who(self.name_of(principal), principal, role, now),
                 site=site,
                 answer=answer,
+                kept=kept,
             ),
             decision="allow" if allowed else "deny",
             rules=decision.rules,
@@ -96,14 +98,23 @@ class Desk:
         return begun
 
     def act(
-        self, kind: StepKind, study: Study, who: Who, *, site: str = "", answer: str = ""
+        self,
+        kind: StepKind,
+        study: Study,
+        who: Who,
+        *,
+        site: str = "",
+        answer: str = "",
+        kept: str = "",
     ) -> Act:
-        """What the log says of a step."""
+        """What the log says of a step; `kept` is the hash of the answer before costs were added."""
         details = {HASH_DETAIL: study.study_hash, ID_DETAIL: study.id}
         if site:
             details["site"] = site
         if answer:
             details["answer"] = answer
+        if kept:
+            details["kept"] = kept
         return Act(
             tenant=self.tenant,
             who=who,

@@ -7,6 +7,7 @@ Lives here: the plan of a whole study from its draft. One query's plan stands in
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -101,12 +102,14 @@ def study_costs(study: Study) -> Mapping[str, PrivacyCost]:
 def composed_epsilon(study: Study, costs: Sequence[PrivacyCost]) -> float:
     """ε of these costs together at the study's δ. Raises `AccountingError` where there is none.
 
-    Each question once: their costs were fixed beforehand, and compose. More rounds than questions:
-    somebody asked again, knowing earlier answers, and they are added up, which holds always.
+    Each question once: their costs were fixed beforehand, and compose. Any cost more often than
+    there are questions of it: somebody asked again, knowing earlier answers, and they are added up,
+    which holds always.
     """
     if not costs:
         return 0.0
-    again = len(costs) > len(study.queries)
+    fixed = Counter((one.noise, read_ask(one.ask).sensitivity) for one in study.queries)
+    again = bool(Counter((one.noise, one.sensitivity) for one in costs) - fixed)
     return Accountant(delta=study.delta, adaptive=again).compose(costs)
 
 

@@ -76,6 +76,7 @@ class RuntimeGrid(Grid):
         )
         self._node = Node(node_id=SUPERLINK_NODE_ID)
         self._run: Run | None = None
+        self._unreadable: set[str] = set()
 
     def set_run(self, run: Run) -> None:
         """Say which run this is the grid of."""
@@ -121,9 +122,10 @@ class RuntimeGrid(Grid):
         """Return the replies that are there to these messages; whole ones only.
 
         A reply that cannot be had now is left for the next look, one that cannot be read is as if
-        it had not come.
+        it had not come, and is not asked for again: what is, is handed out before what came since.
         """
-        answer = self.client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        wanted = [id_ for id_ in message_ids if id_ not in self._unreadable]
+        answer = self.client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
         replies = []
         for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=False):
             try:
@@ -135,6 +137,7 @@ class RuntimeGrid(Grid):
             # run, nor take others' replies with it.
             except Exception as error:  # noqa: BLE001
                 _LOG.warning("federated.grid.reply_unreadable", error=type(error).__name__)
+                self._unreadable.add(head.metadata.reply_to_message_id)
                 continue
             if reply is not None:
                 replies.append(reply)

@@ -155,7 +155,8 @@ class LeanLinkState(SqlLinkState):
     def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
         """Return replies, those first that were handed out and are asked for again.
 
-        A reply that is not asked for any more has arrived and is forgotten.
+        A reply that is not asked for any more has arrived and is forgotten. One whose parts are
+        still on their way holds up no other.
         """
         with self._guard:
             handed_out = self._handed_out.get(run_id, {})
@@ -163,16 +164,17 @@ class LeanLinkState(SqlLinkState):
             again = list(handed_out.values())
         for one in arrived:
             self.object_store.delete(one.metadata.message_id)
-        if again:
+        if any(map(_carries, again)):
             return again
-        wanted = self._due(message_ids, run_id)
+        new = message_ids - {one.metadata.reply_to_message_id for one in again}
+        wanted = self._due(new, run_id)
         found = super().get_message_res(wanted, run_id) if wanted else []
         with self._guard:
             kept = self._handed_out.setdefault(run_id, {})
             kept.update({one.metadata.reply_to_message_id: one for one in found})
             while len(self._handed_out) > _MOST_RUNS:
                 self._handed_out.popitem(last=False)
-        return found
+        return [*again, *found]
 
     def _due(self, message_ids: set[str], run_id: int) -> set[str]:
         """Return which to look for: those that are there, now and then all of them."""
@@ -294,5 +296,9 @@ class LeanLinkState(SqlLinkState):
 
 def _is_whole(message: Message) -> bool:
     """Whether a message came with what it carries, and under its own id."""
-    carries = message.has_error() or (message.has_content() and len(message.content) > 0)
-    return carries and message.object_id == message.metadata.message_id
+    return _carries(message) and message.object_id == message.metadata.message_id
+
+
+def _carries(message: Message) -> bool:
+    """Whether a message came with what it carries."""
+    return bool(message.has_error() or (message.has_content() and len(message.content) > 0))

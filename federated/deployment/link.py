@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from federated.deployment.headers import ExecutorSignature, Headers, version_hea
 from federated.errors import DeploymentError
 
 if TYPE_CHECKING:
-    pass
+    from flwr.supercore.runtime import RuntimeHttpClient
 
 _TIMEOUT_S: Final = 10.0
 _CLAIM: Final = (
@@ -112,7 +112,7 @@ class Link:
         from flwr.common.constant import SubStatus
         from flwr.common.serde import context_from_proto, run_from_proto
         from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
-        from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+        from flwr.supercore.heartbeat import HeartbeatSender
         from flwr.supercore.task_identity import TaskIdentity
 
         from federated.deployment.grid import RuntimeGrid
@@ -133,7 +133,7 @@ class Link:
         # Flower's messages take the run's id from the process: one run at a time.
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, run_id
         TaskIdentity.node_id = found.node_id
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid.client))
+        heartbeat = HeartbeatSender(task_heartbeat(grid.client))
         heartbeat.start()
         status, details = SubStatus.FAILED, "The coordinator did not finish the round."
         try:
@@ -143,7 +143,7 @@ class Link:
             heartbeat.stop()
             output = PushTaskOutputRequest(sub_status=status, details=details)
             # If it is away: it notices by itself when heartbeats stay away.
-            with suppress(httpx.HTTPError):
+            with suppress(httpx.HTTPError, OSError, ValueError):
                 grid.client.PushTaskOutput(output)
             grid.close()
 
@@ -185,6 +185,24 @@ class Link:
         )
         with client, _translated():
             yield client
+
+
+def task_heartbeat(client: RuntimeHttpClient) -> Callable[[], bool]:
+    """Return what says that the run goes on; False, to be tried again, if that was not heard.
+
+    Flower's own ends its thread, or sends this process SIGINT, where the SuperLink does not know
+    the run any more, after it was away for a minute: answers that were paid for went with it. Here
+    a round then comes to nothing by itself, at its deadline.
+    """
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    def beat() -> bool:
+        try:
+            return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+        except (httpx.HTTPError, OSError, ValueError):
+            return False
+
+    return beat
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 Proves that the study in it was signed by everybody it needed, that it stood in the cosigned log,
 and that all of the document that follows from what was signed does: the whole of it is made again
 from the signed study, costs and total computed anew, and compared. What does not follow from
-signatures (`COORDINATORS_WORD`: people, estimates, times) is as the coordinator gave it out: that
-it is unchanged since is proven by `federated.release.proof`, for the log has the document's hash.
+signatures (`COORDINATORS_WORD`: people, estimates, times, that no round is left out) is as the
+coordinator gave it out: that it is unchanged since is proven by `federated.release.proof`, for the
+log has the document's hash.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from federated.standing import verify_enrolled
 from federated.study_log import Remembered, StudyBundle, verify_bundle
 
 #: What only the coordinator says, by path; `[]` stands for each of a list, `*` for each name.
+#: Each cost follows from the study, and the total from the costs; that no round is left out, which
+#: would make the total smaller, does not.
 COORDINATORS_WORD: Final = (
     "answers[].people",
     "answers[].nodes",
@@ -52,7 +55,9 @@ COORDINATORS_WORD: Final = (
     "failures.*",
     "approvals[].at",
     "approvals[].log_index",
+    "privacy.charged[]",
     "privacy.charged[].round",
+    "privacy.epsilon",
     "run.id",
     "run.at",
 )

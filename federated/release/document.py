@@ -17,8 +17,8 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from audit.proof import parse_proof
-from federated.errors import ManifestError
-from federated.ledger_rows import Charge
+from federated.errors import LedgerError, ManifestError
+from federated.ledger_rows import Charge, parse_cost
 from federated.manifest import Study, canonical_json
 from federated.model import Answer, Estimate, PrivacyCost
 from federated.planning import composed_epsilon
@@ -114,6 +114,33 @@ def make_document(
 
 
 _WORDS: Final = ("approve", "publish")
+
+
+def with_charges(
+    document: Mapping[str, Any], study: Study, charged: Sequence[Charge]
+) -> Mapping[str, Any]:
+    """The document with all that the study has cost until now, the same one if that is no more.
+
+    What it says already stays, also where the ledger lost it. Raises `ManifestError` if the
+    document is damaged, `AccountingError` where there is no bound.
+    """
+    try:
+        said = [(one["round"], one["cost"]) for one in document["privacy"]["charged"]]
+        costs = [parse_cost(canonical_json(cost).decode()) for _, cost in said]
+    except (KeyError, TypeError, LedgerError) as error:
+        raise ManifestError("The kept answer is damaged: run the study again.") from error
+    known = {name for name, _ in said}
+    more = [one for one in charged if one.round not in known]
+    if not more:
+        return document
+    return {
+        **document,
+        "privacy": privacy_part(
+            study,
+            [*said, *((one.round, cost_part(one.cost)) for one in more)],
+            epsilon=composed_epsilon(study, [*costs, *(one.cost for one in more)]),
+        ),
+    }
 
 
 def study_part(study: Study) -> dict[str, Any]:

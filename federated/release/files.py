@@ -2,7 +2,7 @@
 
 ```
 DIRECTORY/<study id>/answer-kept.json     from the run, closed to others; nothing is given out yet
-DIRECTORY/<study id>/answer.json          released: the same bytes
+DIRECTORY/<study id>/answer.json          released: the same, with what the study has cost since
 DIRECTORY/<study id>/report.html          released: the page for people
 DIRECTORY/<study id>/answer.proof         released: that the log says so
 DIRECTORY/<study id>/answer-kept-<run>.json   of an earlier run
@@ -90,6 +90,8 @@ class Reports:
         page, answer = kept.directory / "report.html", kept.directory / "answer.json"
         text = make_report(kept.document, answer_hash=kept.answer_hash, released=released)
         try:
+            # It would be an earlier answer's, and call this one changed.
+            (kept.directory / PROOF).unlink(missing_ok=True)
             write_private(answer, encode_document(kept.document))
             write_private(page, text.encode())
         except OSError as error:

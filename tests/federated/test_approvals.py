@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from audit.errors import LogUnavailableError
+from audit.recorder import Begun, End
 from federated.approvals import FileSigner, Stopping
 from federated.errors import ApprovalError, BudgetExhaustedError, ManifestError
 from federated.schema import studies as studies_table
@@ -500,6 +501,31 @@ def test_whoever_writes_the_database_cannot_approve(trail: Trail) -> None:
             connection.execute(study_steps.insert(), forged)
     with pytest.raises(ApprovalError, match="does not fit"):
         trail.approvals.publish(one.id)
+
+
+def test_two_who_publish_at_once_leave_one_publication(
+    trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study()
+    trail.approvals.propose(one, RESEARCHER)
+    trail.approvals.approve(one.id, MEMBER, capacity="ethics-board", signer=trail.board)
+    trail.approvals.approve(one.id, NORTH, capacity="site", site="north", signer=trail.north)
+    outcome, others = trail.recorder.outcome, iter([trail.approvals.publish])
+
+    def meanwhile(begun: Begun, end: End) -> int:
+        if begun.act.action == "study.publish":
+            for publish in others:
+                publish(one.id)
+        return outcome(begun, end)
+
+    monkeypatch.setattr(trail.recorder, "outcome", meanwhile)
+    standing = trail.approvals.approve(
+        one.id, SOUTH, capacity="site", site="south", signer=trail.south
+    )
+    assert standing.stage == "published"
+    assert len(standing.record.of("publish")) == 1
+    signatures = trail.approvals.signed(one.id).signatures
+    assert len(signatures) == len(set(signatures))
 
 
 def test_a_crash_before_publishing_is_made_good(trail: Trail) -> None:

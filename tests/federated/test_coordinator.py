@@ -203,6 +203,19 @@ def test_asked_again_costs_add_up() -> None:
     assert composed_epsilon(one, light) == pytest.approx(0.03)
 
 
+def test_one_question_asked_twice_adds_up_though_another_was_never_asked() -> None:
+    plain = study(CHANGES)
+    first, second = plain.queries
+    louder = replace(second, noise=replace(second.noise, scale=2 * second.noise.scale))
+    one = replace(plain, queries=(first, louder))
+    sleep, mood = study_costs(one).values()
+    assert composed_epsilon(one, [sleep, mood]) < sleep.epsilon + mood.epsilon
+    for price in (sleep, mood):
+        twice = composed_epsilon(one, [price, price])
+        assert twice == pytest.approx(2 * composed_epsilon(one, [price]), rel=0.2)
+        assert twice >= 2 * price.epsilon * (1 - 1e-6)
+
+
 def test_a_node_that_claims_more_than_there_is_costs_no_time(tmp_path: Path) -> None:
     log = StudyLog(tmp_path)
     index = log.append_published(study())

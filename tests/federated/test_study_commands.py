@@ -27,10 +27,17 @@ from federated.errors import (
     StudyLogError,
 )
 from federated.ledger import Ledger
+from federated.ledger_rows import parse_cost
 from federated.manifest import canonical_json
 from federated.model import Answer
 from federated.node.enrolment import parse_enrolment
-from federated.planning import plan_study, study_costs, verify_claims, verify_within
+from federated.planning import (
+    composed_epsilon,
+    plan_study,
+    study_costs,
+    verify_claims,
+    verify_within,
+)
 from federated.release.check import COORDINATORS_WORD, verify_document
 from federated.release.document import (
     document_hash,
@@ -460,6 +467,21 @@ def test_a_withdrawn_study_neither_runs_nor_is_released(desk: Desk) -> None:
     assert desk("watch", "sleep-and-phq9").stdout.splitlines()[-1].split()[3] == "withdraw"
 
 
+def test_a_run_publishes_what_a_crash_left_approved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.propose()
+    with monkeypatch.context() as crash:
+        crash.setattr(desk.trail.approvals, "publish", desk.trail.approvals.standing)
+        desk.approve()
+    assert desk.json("list")[0]["stage"] == "approved"
+    # Whose word could publish it has spoken, and nobody speaks twice.
+    south = ["--as", "site", "--site", "south", "--key", f"{desk.folder}/keys/south"]
+    assert isinstance(desk("approve", "sleep-and-phq9", *south, who=SOUTH).exception, ApprovalError)
+    assert desk.json("run", "sleep-and-phq9")["answers"] == ["answered"]
+    assert desk.json("list")[0]["stage"] == "published"
+
+
 def test_a_run_that_left_a_question_says_so_and_keeps_the_rest(desk: Desk) -> None:
     desk.propose()
     desk.approve()
@@ -495,6 +517,136 @@ def test_a_second_run_counts_all_that_the_study_ever_cost(desk: Desk) -> None:
     desk.unanswered = {}
     assert isinstance(desk("run", "sleep-and-phq9").exception, BudgetExhaustedError)
     assert parse_document((desk.kept).read_bytes()) == second
+
+
+def propose_for_four_rounds(desk: Desk) -> None:
+    (desk.folder / "draft.toml").write_text(DRAFT.replace("sites =", "rounds = 4\nsites ="))
+    whole = str(desk.folder / "study.toml")
+    desk.json("plan", str(desk.folder / "draft.toml"), "--people", "5068", "--out", whole)
+    desk.json("propose", whole)
+    desk.approve()
+
+
+def test_that_no_round_is_left_out_is_listed_as_the_coordinators_word(desk: Desk) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    desk.unanswered = {"sleep": "It was not asked."}
+    desk("run", "sleep-and-phq9")
+    document = parse_document(desk.kept.read_bytes())
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    shown = {**document["privacy"], "charged": document["privacy"]["charged"][1:]}
+    (charge,) = shown["charged"]
+    shown["epsilon"] = composed_epsilon(
+        desk.trail.approvals.standing("sleep-and-phq9").study,
+        [parse_cost(canonical_json(charge["cost"]).decode())],
+    )
+    assert shown["epsilon"] < document["privacy"]["epsilon"]
+    # No signature says how often a study was run: nobody far away can see it.
+    verify_document(
+        {**document, "privacy": shown},
+        believed.trusted(),
+        origin=ORIGIN,
+        log_keys=believed.log_verifiers(),
+        witness_keys=believed.witness_verifiers(),
+    )
+    assert {"privacy.charged[]", "privacy.epsilon"} <= set(COORDINATORS_WORD)
+    (desk.folder / "federation.json").write_text(json.dumps(enrolled(desk)))
+    (desk.folder / "answer.json").write_bytes(encode_document(document))
+    words = (
+        "verify",
+        f"{desk.folder}/answer.json",
+        "--enrolment",
+        f"{desk.folder}/federation.json",
+    )
+    assert "of the rounds that it lists" in desk(*words).stdout
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_release_says_what_a_later_run_cost_that_came_to_nothing(
+    desk: Desk,
+    again: bool,  # noqa: FBT001 - whether it was released before
+) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    first = parse_document(desk.kept.read_bytes())
+    if again:
+        assert desk.json("report", "sleep-and-phq9")["answer_hash"] == document_hash(first)
+    one = desk.trail.approvals.standing("sleep-and-phq9").study
+    # A run that was killed after it had reserved.
+    desk.ledger.reserve(
+        study=one.study_hash,
+        round_id="2-1",
+        participants=["site:north"],
+        cost=study_costs(one)["mood"],
+    )
+    desk.fails = KeyboardInterrupt()
+    desk("run", "sleep-and-phq9")
+    desk.fails = None
+    found = desk.json("report", "sleep-and-phq9")
+    released = parse_document(Path(found["answer"]).read_bytes())
+    privacy = released["privacy"]
+    assert [charge["round"] for charge in privacy["charged"]] == ["1-0", "2-1"]
+    assert privacy["epsilon"] > first["privacy"]["epsilon"]
+    assert released == {**first, "privacy": privacy}
+    assert desk.kept.read_bytes() == encode_document(first)
+    believed = parse_enrolment(json.dumps(enrolled(desk)).encode())
+    keys: dict[str, Any] = {
+        "origin": ORIGIN,
+        "log_keys": believed.log_verifiers(),
+        "witness_keys": believed.witness_verifiers(),
+    }
+    verify_document(released, believed.trusted(), **keys)
+    verify_release(
+        Path(found["proof"]).read_bytes(),
+        study_hash=one.study_hash,
+        answer_hash=document_hash(released),
+        **keys,
+    )
+    entry = entries_in(desk.log.directory)[found["log_index"]]
+    assert entry.details["answer"] == document_hash(released)
+    # With which answer a run ended that stands in this release.
+    assert entry.details["kept"] == document_hash(first)
+
+
+def test_a_ledger_that_lost_rows_makes_no_release_cheaper(desk: Desk) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    one = desk.trail.approvals.standing("sleep-and-phq9").study
+    desk.ledger.reserve(
+        study=one.study_hash,
+        round_id="2-1",
+        participants=["site:north"],
+        cost=study_costs(one)["mood"],
+    )
+    # As a backup had it that was made in between.
+    with desk.trail.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM ledger_charges WHERE sequence > 2")
+        connection.exec_driver_sql("DELETE FROM ledger_rows WHERE sequence > 2")
+    assert isinstance(desk("report", "sleep-and-phq9").exception, LedgerError)
+    assert not (desk.kept.parent / "answer.json").exists()
+    assert desk.json("ledger", "--mend")["mended"] == 1
+    found = desk.json("report", "sleep-and-phq9")
+    document = parse_document(Path(found["answer"]).read_bytes())
+    assert [charge["round"] for charge in document["privacy"]["charged"]] == ["1-0", "2-1"]
+
+
+def test_no_release_stands_beside_the_proof_of_an_earlier_one(desk: Desk) -> None:
+    propose_for_four_rounds(desk)
+    desk.unanswered = {"mood": "Too few took part."}
+    desk("run", "sleep-and-phq9")
+    first = Path(desk.json("report", "sleep-and-phq9")["proof"])
+    desk.unanswered = {"sleep": "It was not asked."}
+    desk("run", "sleep-and-phq9")
+    desk.prove = lambda index: b""  # type: ignore[method-assign] # noqa: ARG005 - its form
+    found = desk.json("report", "sleep-and-phq9")
+    assert found["proof"] == ""
+    assert not first.exists()
+    (desk.folder / "federation.json").write_text(json.dumps(enrolled(desk)))
+    words = ("verify", found["answer"], "--enrolment", str(desk.folder / "federation.json"))
+    assert desk.json(*words)["released"] is False
 
 
 # What was kept between run and release

@@ -15,10 +15,12 @@ import httpx
 import pytest
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.task_identity import TaskIdentity
 
 from federated.app.client_app import content_of
-from federated.deployment.grid import GridExchange
+from federated.deployment.grid import GridExchange, RuntimeGrid
+from federated.deployment.link import task_heartbeat
 from federated.deployment.timely import LARGEST_ANSWER_BYTES, TimelyTransport, time_left, within
 from federated.study_run import Patience
 from keys.loopback_tls import ensure_loopback_tls
@@ -196,3 +198,35 @@ def test_time_left_is_that_of_the_nearest_end() -> None:
     with within(1010.0, clock), within(1005.0, clock), within(1020.0, clock):
         assert time_left() == 5.0
     assert time_left() == float("inf")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 401 no\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nxyz",
+    ],
+    ids=["token unknown", "run is over", "garbage"],
+)
+def test_a_run_that_the_superlink_forgot_keeps_its_answers(tmp_path: Path, answer: bytes) -> None:
+    answered = threading.Event()
+
+    def refuse(connection: ssl.SSLSocket) -> None:
+        connection.recv(65_536)
+        connection.sendall(answer)
+        answered.set()
+        connection.recv(65_536)
+
+    with server(tmp_path, refuse) as client:
+        authority = ensure_loopback_tls(tmp_path, dt.datetime.now(dt.UTC)).ca_file
+        trusted = ssl.create_default_context(cafile=str(authority))
+        grid = RuntimeGrid(client.base_url.netloc.decode(), tls=trusted, token="x")
+        heartbeat = HeartbeatSender(task_heartbeat(grid.client))
+        heartbeat.start()
+        assert answered.wait(30)
+        assert not task_heartbeat(grid.client)()
+        assert heartbeat.is_running
+        # Flower's raises where its thread has ended, and takes the answers with it.
+        heartbeat.stop()
+        grid.close()

@@ -12,7 +12,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 
 from federated.app.client_app import content_of
@@ -82,6 +82,7 @@ def test_a_node_refuses_a_run_that_cannot_be_read() -> None:
 def grid_of(heads: list[MessageProto], pull: Any) -> RuntimeGrid:
     """A grid of a run to which the SuperLink says that these replies are there."""
     grid = RuntimeGrid.__new__(RuntimeGrid)
+    grid._unreadable = set()
     grid._node = Node(node_id=1)
     grid._run = SimpleNamespace(run_id=1)  # type: ignore[assignment]
     grid.client = SimpleNamespace(
@@ -113,6 +114,24 @@ def test_a_run_goes_on_without_a_reply_that_cannot_be_read(content: bytes) -> No
     heads = [whole(1), head(content), whole(2)]
     replies = list(grid_of(heads, lambda _: object_of(content)).pull_messages(["1", "2"]))
     assert [reply.metadata.reply_to_message_id for reply in replies] == ["1", "2"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_reply_that_cannot_be_read_is_not_asked_for_again(content: bytes) -> None:
+    """What is asked for again is handed out again, before what came since."""
+    asked: list[list[str]] = []
+    broken = head(content, reply_to_message_id="2")
+    grid = grid_of([whole(1), broken], lambda _: object_of(content))
+    pull = grid.client.PullMessages
+
+    def noted(request: PullAppMessagesRequest) -> Any:
+        asked.append(sorted(request.message_ids))
+        return pull(request)
+
+    grid.client.PullMessages = noted  # type: ignore[method-assign]
+    for _ in range(2):
+        list(grid.pull_messages(["1", "2", "3"]))
+    assert asked == [["1", "2", "3"], ["1", "3"]]
 
 
 @pytest.mark.parametrize("error", [httpx.ReadTimeout("slow"), OSError("reset"), ValueError("x")])

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID, Status, SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
@@ -206,6 +207,25 @@ def test_a_reply_is_handed_out_until_it_is_not_asked_for_any_more(state: LeanLin
     assert pull(state, run, first, second) == wanted
     assert pull(state, run, second) == set()
     assert reply.metadata.message_id not in state.object_store
+
+
+def test_a_reply_whose_parts_never_come_holds_up_no_other(state: LeanLinkState) -> None:
+    run, task = new_run(state)
+    slow, quick = (send(state, new_node(state)[0], run, task) for _ in range(2))
+    reply = answer_to(slow)
+    parts = message_to_proto(reply)
+    parts.ClearField("content")
+    parts.content.SetInParent()
+    stored, missing = state.store_message_and_object_tree(
+        message_from_proto(parts), get_object_tree(reply), state.start_session(run)
+    )
+    assert stored
+    assert missing
+    asked = {one.metadata.message_id for one in (slow, quick)}
+    assert ids(state.get_message_res(asked, run)) == {slow.metadata.message_id}
+    store(state, answer_to(quick))
+    assert ids(state.get_message_res(asked, run)) == asked
+    assert ids(state.get_message_res(asked, run)) == asked
 
 
 def test_who_answers_has_what_it_was_asked_and_its_parts_are_gone(state: LeanLinkState) -> None:

@@ -154,8 +154,9 @@ def test_a_run_whose_superlink_stays_away_ends_and_stays_spent_and_the_next_one_
     verify_ledger(federation, signed, outcome)
     # Nodes come back by themselves.
     wait_until(lambda: online(federation) == 5, timeout_s=180)
+    # The SuperLink takes a node for online that was so before, and still pauses: wait for all.
     again = federation.approved()
-    outcome = federation.run(again)
+    outcome = federation.run(again, Deadlines(greet_s=120.0, stage_s=60.0, stragglers_s=120.0))
     assert outcome.answers[0].nodes == 5
     verify_ledger(federation, again, outcome)
 
