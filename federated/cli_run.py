@@ -48,7 +48,11 @@ def add_run(app: typer.Typer, commands: StudyCommands) -> None:
             program.publish_log()
             started = program.approvals.start_run(name, principal)
             result = _ran(program, started, name, tell)
-        kept = f"What was answered is kept. To give it out: havengate study report {name}"
+        kept = (
+            f"What was answered is kept. To give it out: havengate study report {name}"
+            if result.answer_hash
+            else "Nothing was answered."
+        )
         say(
             {
                 "study": name,
@@ -69,7 +73,6 @@ def _ran(program: StudyProgram, started: StartedRun, name: str, tell: Say) -> Ru
 
     try:
         result = program.run(started.signed, program.approvals.standing(name), tell)
-        answers = program.reports.kept(started.signed.study).document["answers"]
     except FederatedError as error:
         program.approvals.end_run(started, error)
         raise
@@ -77,7 +80,7 @@ def _ran(program: StudyProgram, started: StartedRun, name: str, tell: Say) -> Ru
         # Never its text: nobody knows what is in it.
         program.approvals.end_run(started, RunEndedError(type(error).__name__))
         raise
-    if answers:
+    if result.answer_hash:
         program.approvals.end_run(started, answer_hash=result.answer_hash)
     else:
         program.approvals.end_run(started, CohortError("No question was answered."))

@@ -156,13 +156,13 @@ def ask_all(
 
     What was answered has cost something and is kept, whatever comes after. A round that comes to
     nothing, or a budget that one question exceeds, does not keep the next from being asked; ledger,
-    log or deployment failing does, and so does what `still`, looked at before each, raises. Raises
-    the first such error if nothing was answered: there is nothing to lose then. `aside` says what
-    else is known about a round that came to nothing.
+    log or deployment failing, Ctrl-C or a mistake does, and so does what `still`, looked at before
+    each, raises. Raises the first such error if nothing was answered: there is nothing to lose
+    then. `aside` says what else is known about a round that came to nothing.
     """
     answers: list[RoundOutcome] = []
     failures: dict[str, str] = {}
-    first: FederatedError | AuditError | None = None
+    first: BaseException | None = None
     over = False
     for number, name in enumerate(names):
         if over:
@@ -177,6 +177,10 @@ def ask_all(
             first, failures[name] = first or error, str(error)
         except (FederatedError, AuditError) as error:
             first, failures[name], over = first or error, str(error), True
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C and bugs take no paid answer away
+            # Never its text: nobody knows what is in it.
+            first, over = first or error, True
+            failures[name] = f"The run was ended ({type(error).__name__})."
         if name in failures:
             say(f"{name}: {failures[name]}")
     if first is not None and not answers:

@@ -39,8 +39,8 @@ SiteOption = Annotated[str, typer.Option("--site", help="For which site you spea
 class RunResult:
     """What a run gave and kept: a line for each question, without numbers.
 
-    `answer_hash` is that of the kept answer; `failures` says of each question without an answer
-    why it has none.
+    `answer_hash` is that of the kept answer, empty if nothing was answered; `failures` says of each
+    question without an answer why it has none.
     """
 
     lines: Sequence[str]

@@ -294,7 +294,8 @@ class _Runner:
             run_id=outcome.run_id,
             at=time.time(),
         )
-        answer_hash = self.reports.keep(study, document)
+        # A run without an answer takes the place of no earlier one.
+        answer_hash = self.reports.keep(study, document) if outcome.answers else ""
         lines = [
             f"{one.query}: answered, {one.people:,} people at {one.nodes} nodes"
             for one in outcome.answers

@@ -92,7 +92,7 @@ def test_asks_nobody_where_no_witness_ever_answers(tmp_path: Path) -> None:
 class Scripted:
     """A run whose rounds end as the test says."""
 
-    ends: Mapping[str, Exception | None]
+    ends: Mapping[str, BaseException | None]
     asked: list[str] = field(default_factory=list)
 
     def ask(self, name: str, round_number: int) -> RoundOutcome:
@@ -116,24 +116,31 @@ NAMES = ("one", "two", "three")
         (LogUnavailableError("The log is away."), False),
         (DeploymentError("gone"), False),
         (AccountingError("unbounded"), False),
+        (KeyboardInterrupt(), False),
+        (RuntimeError("mood 3"), False),
     ],
 )
 def test_an_answer_outlives_a_failure_that_comes_after_it(
-    error: Exception,
+    error: BaseException,
     goes_on: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     run = Scripted({"one": None, "two": error, "three": None})
     said: list[str] = []
     answers, failures = ask_all(run, NAMES, say=said.append)
     assert [str(one) for one in answers] == (["one", "three"] if goes_on else ["one"])
-    assert failures["two"] == str(error)
+    told = str(error)
+    if isinstance(error, KeyboardInterrupt | RuntimeError):
+        told = f"The run was ended ({type(error).__name__})."
+    assert failures["two"] == told
     assert set(failures) == ({"two"} if goes_on else {"two", "three"})
     assert run.asked == (["0:one", "1:two", "2:three"] if goes_on else ["0:one", "1:two"])
-    assert said == [f"two: {error}"]
+    assert said == [f"two: {told}"]
 
 
-@pytest.mark.parametrize("error", [BudgetExhaustedError("no"), LedgerError("away")])
-def test_a_run_that_answered_nothing_raises_why(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [BudgetExhaustedError("no"), LedgerError("away"), KeyboardInterrupt()]
+)
+def test_a_run_that_answered_nothing_raises_why(error: BaseException) -> None:
     run = Scripted(
         {"one": error, "two": CohortError("too few"), "three": BudgetExhaustedError("x")}
     )

@@ -177,7 +177,7 @@ class Desk:
         document = make_document(
             standing,
             signed,
-            answers if self.answers else [],
+            answers,
             failures=dict(self.unanswered),
             bundle=make_bundle(self.log.directory, step.log_index),
             origin=ORIGIN,
@@ -187,7 +187,7 @@ class Desk:
         )
         return RunResult(
             lines=["answered"],
-            answer_hash=self.reports.keep(study, document),
+            answer_hash=self.reports.keep(study, document) if self.answers else "",
             failures=dict(self.unanswered),
         )
 
@@ -795,7 +795,7 @@ def test_a_run_that_answered_no_question_is_not_called_a_success(desk: Desk) -> 
     desk.propose()
     desk.approve()
     desk.answers = False
-    desk("run", "sleep-and-phq9")
+    assert "Nothing was answered." in desk("run", "sleep-and-phq9").stdout
     last = entries_in(desk.log.directory)[-1]
     assert (last.action, last.outcome, last.reason) == ("study.run", "failed", "federated.cohort")
 

@@ -302,8 +302,8 @@ def test_a_run_deleted_while_messages_arrive_leaves_nothing_behind(state: LeanLi
             wait_until(lambda: sum(one.done() for one in arriving) > 2)  # noqa: B023
             assert state.finish_task(task, SubStatus.COMPLETED, "")
             state.cleanup_run(run)
-            taken = [one.result(60)[0] for one in arriving]
-        assert not all(taken)
+            for one in arriving:
+                one.result(60)
         assert state.get_message_ids_from_run_id(run) == set()
         assert not state.num_message_res()
         assert not len(state.object_store)
