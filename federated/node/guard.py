@@ -113,7 +113,7 @@ class _Contact:
 
     configuration: Mapping[str, ConfigValue]
     now: int
-    #: A greeting asks nobody anything: who did not agree hears nothing of it.
+    #: A request follows a greeting, and tells people then, unless the greeting is where it ends.
     greeting: bool = False
     told: Told = field(default_factory=Told)
 
@@ -139,8 +139,7 @@ class Guard:
 
         By the same rules, but for those about what a greeting does not hold: `study_log`, `roster`,
         `cohort`, `plan`. Raises `RefusedError` where they refuse, or where nobody would be let in.
-        Receipts tell of what was refused as a whole, and tell those who agreed why they cannot take
-        part; who did not agree was not asked, and hears nothing.
+        Receipts tell of it only then, since no request follows: to everybody, why.
         """
         contact = _Contact(configuration=configuration, now=now, greeting=True)
         with self._store.database.transaction():
@@ -268,7 +267,10 @@ class Guard:
         """Those who agreed and can pay, at least one, and what each pays for."""
         everybody = self._store.people()
         out = self._unwilling(everybody, study, query)
-        people, refusal = self._without(everybody, out, contact, tell=not contact.greeting)
+        nobody = len(out) == len(everybody)
+        people, refusal = self._without(
+            everybody, out, contact, tell=nobody or not contact.greeting
+        )
         if refusal is not None:
             return refusal
         try:

@@ -194,7 +194,7 @@ def greet(world: World, **changes: object) -> Greeting:
     return parse(Greeting, open_reply(key, reply, run_id=RUN, stage="greet", request=payload))
 
 
-def test_a_greeting_reserves_nothing_and_tells_nobody_who_did_not_agree(world: World) -> None:
+def test_a_greeting_reserves_nothing_and_tells_people_only_where_it_ends(world: World) -> None:
     revoke(world, "node-1", "me")
     assert greet(world).people == 4
     store = world.nodes["node-1"].store
@@ -204,7 +204,10 @@ def test_a_greeting_reserves_nothing_and_tells_nobody_who_did_not_agree(world: W
     with pytest.raises(RefusedError) as caught:
         greet(world)
     assert caught.value.rule == "consent"
-    assert world.receipts("node-1") == []
+    # No request follows: this was the whole contact, and each is told of it.
+    for person in store.people():
+        (receipt,) = Receipts(store).of(person)
+        assert (receipt.outcome, receipt.told.rule) == ("refused", "consent")
 
 
 def unsigned(world: World) -> dict[str, object]:
