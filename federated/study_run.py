@@ -203,7 +203,12 @@ class StudyRun:
         """Who would take part in this round, and who would not: node → why, in a few words."""
         ports = self._ports
         question = Question(
-            study=self._signed, query=name, run=str(self._run_id), round_number=round_number
+            study=self._signed,
+            query=name,
+            run=str(self._run_id),
+            round_number=round_number,
+            roster=ports.roster,
+            sites=ports.sites,
         )
         request = question.encode()
         self._ports.say(f"greeting {len(ports.roster)} nodes")

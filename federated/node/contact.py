@@ -21,7 +21,7 @@ MAX_PEOPLE: Final = 10**9
 _KEY_BYTES: Final = 32
 #: Names of nodes are short: a roster of the largest size fits.
 MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256
-MAX_QUESTION_BYTES: Final = MAX_SIGNED_BYTES + 1024
+MAX_QUESTION_BYTES: Final = MAX_SIGNED_BYTES + MAX_NODES * 256
 _QUERY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
 _SITE = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
@@ -33,19 +33,26 @@ class Question:
     """Which answer is meant: what a greeting asks about. Parsed, not believed.
 
     `study` is a signed study (`SignedStudy.encode`), `query` one of its questions; `run` and
-    `round_number` tell answers apart.
+    `round_number` tell answers apart. `roster` and `sites` are those of `ContactRequest`.
     """
 
     study: bytes = field(repr=False)
     query: str
     run: str
     round_number: int
+    roster: Mapping[str, bytes] = field(repr=False)
+    sites: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The form in which it travels; `parse_question` reads it."""
         return msgspec.msgpack.encode(
             _WireQuestion(
-                study=self.study, query=self.query, run=self.run, round_number=self.round_number
+                study=self.study,
+                query=self.query,
+                run=self.run,
+                round_number=self.round_number,
+                roster=dict(self.roster),
+                sites=dict(self.sites),
             )
         )
 
@@ -72,9 +79,14 @@ class ContactRequest:
 
     @property
     def question(self) -> Question:
-        """What is asked, without who takes part."""
+        """What is asked, without who takes part now."""
         return Question(
-            study=self.study, query=self.query, run=self.run, round_number=self.round_number
+            study=self.study,
+            query=self.query,
+            run=self.run,
+            round_number=self.round_number,
+            roster=self.roster,
+            sites=self.sites,
         )
 
     def encode(self) -> bytes:
@@ -98,6 +110,8 @@ class _WireQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     query: str
     run: str
     round_number: int
+    roster: dict[str, bytes]
+    sites: dict[str, str] = {}
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,9 +133,7 @@ def parse_question(data: bytes) -> Question:
         wire = msgspec.msgpack.decode(data, type=_WireQuestion)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError("The question is malformed.") from error
-    question = Question(
-        study=wire.study, query=wire.query, run=wire.run, round_number=wire.round_number
-    )
+    question = Question(**{name: getattr(wire, name) for name in _WireQuestion.__struct_fields__})
     verify_question(question)
     return question
 
@@ -132,6 +144,14 @@ def verify_question(question: Question) -> None:
         raise ManifestError("A request names its query and its run by short plain names.")
     if not 0 <= question.round_number < 2**31:
         raise ManifestError("A request's round is a number from 0.")
+    if not 0 < len(question.roster) <= MAX_NODES:
+        raise ManifestError(f"A roster names 1 to {MAX_NODES} nodes.")
+    for node, key in question.roster.items():
+        if not _NODE(node) or len(key) != _KEY_BYTES:
+            raise ManifestError("A roster holds short plain names and keys of 32 bytes.")
+    known = question.sites.keys() <= question.roster.keys()
+    if not known or not all(map(_SITE, question.sites.values())):
+        raise ManifestError("A site is named by a short plain name, and stands by a known node.")
 
 
 def parse_request(data: bytes) -> ContactRequest:
@@ -150,13 +170,7 @@ def parse_request(data: bytes) -> ContactRequest:
 def verify_request(request: ContactRequest) -> None:
     """Check names and bounds. Raises `ManifestError`."""
     verify_question(request.question)
-    if not 0 < len(request.roster) <= MAX_NODES or len(request.taking_part) > MAX_NODES:
-        raise ManifestError(f"A roster names 1 to {MAX_NODES} nodes.")
-    for node, key in request.roster.items():
-        if not _NODE(node) or len(key) != _KEY_BYTES:
-            raise ManifestError("A roster holds short plain names and keys of 32 bytes.")
-    known = request.sites.keys() <= request.roster.keys()
-    if not known or not all(map(_SITE, request.sites.values())):
-        raise ManifestError("A site is named by a short plain name, and stands by a known node.")
+    if len(request.taking_part) > MAX_NODES:
+        raise ManifestError(f"A round has at most {MAX_NODES} nodes.")
     if not all(1 <= people <= MAX_PEOPLE for people in request.taking_part.values()):
         raise ManifestError("A node that takes part speaks for somebody.")

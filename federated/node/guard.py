@@ -37,6 +37,7 @@ from federated.node.rules import (
     kind_of,
     parse_contact,
     parse_greeted,
+    verify_approved,
     verify_cohort,
     verify_log,
     verify_roster,
@@ -137,7 +138,7 @@ class Guard:
     ) -> Foreseen:
         """How many people `admit` would let in now. Nothing is reserved, remembered or read.
 
-        By the same rules, but for those about what a greeting does not hold: `study_log`, `roster`,
+        By the same rules, but for those about what a greeting does not hold: `study_log`,
         `cohort`, `plan`. Raises `RefusedError` where they refuse, or where nobody would be let in.
         Receipts tell of it only then, since no request follows: to everybody, why.
         """
@@ -222,7 +223,7 @@ class Guard:
             verify_signatures(signed, enrolled)
             self._verify_log(parsed, study, enrolled)
             query = self._verify_asked(study, parsed.question, enrolled, contact)
-            verify_roster(parsed, study, enrolled)
+            verify_roster(parsed, enrolled)
         except RefusedError as refusal:
             return self._tell_all(refusal, contact)
         found = self._payers(study, query, parsed.question, contact)
@@ -253,6 +254,7 @@ class Guard:
         contact.told = msgspec.structs.replace(
             contact.told, query=query.name, columns=query.columns
         )
+        verify_approved(question, study, enrolled)
         return query
 
     def _verify_log(self, request: ContactRequest, study: Study, enrolled: Enrolment) -> None:

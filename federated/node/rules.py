@@ -118,10 +118,16 @@ def verify_run(study: Study, configuration: Mapping[str, ConfigValue], code_hash
         )
 
 
-def verify_roster(request: ContactRequest, study: Study, enrolled: Enrolment) -> None:
-    """Who may take part is who was approved, and who does is among them. Rule `roster`."""
-    if roster_hash(request.roster, request.sites) != study.roster:
+def verify_approved(question: Question, study: Study, enrolled: Enrolment) -> None:
+    """Who may take part is who was approved, this node among them. Rule `roster`."""
+    if roster_hash(question.roster, question.sites) != study.roster:
         raise RefusedError("Others may take part than those who were approved.", rule="roster")
+    if enrolled.node not in question.roster:
+        raise RefusedError("This node is not among those that may take part.", rule="roster")
+
+
+def verify_roster(request: ContactRequest, enrolled: Enrolment) -> None:
+    """Who takes part is on the roster, this node among them. Rule `roster`."""
     if not request.taking_part.keys() <= request.roster.keys():
         raise RefusedError("Somebody takes part who is not on the roster.", rule="roster")
     if enrolled.node not in request.taking_part:

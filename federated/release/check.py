@@ -82,7 +82,8 @@ def verify_document(
     """
     given = canonical_json(document)
     found = parse_form(document)
-    signed = parse_signed_study(found.evidence.signed_study.encode())
+    # A lone surrogate is no text; whatever stands for it was not signed.
+    signed = parse_signed_study(found.evidence.signed_study.encode(errors="replace"))
     _verify_signed(signed, trusted)
     proof = _proof_of(found)
     verify_bundle(

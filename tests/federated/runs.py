@@ -183,4 +183,10 @@ def gone(reply: bytes, request: bytes) -> None:
 
 
 def question(world: World) -> Question:
-    return Question(study=world.signed.encode(), query="hours", run=str(RUN), round_number=0)
+    return Question(
+        study=world.signed.encode(),
+        query="hours",
+        run=str(RUN),
+        round_number=0,
+        roster={name: node.keys.identity_public for name, node in world.nodes.items()},
+    )

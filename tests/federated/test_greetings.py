@@ -240,6 +240,11 @@ def not_enrolled(world: World) -> dict[str, object]:
     return {}
 
 
+def other_roster(world: World) -> dict[str, object]:
+    """As of a study that was approved for others, and asked of this node all the same."""
+    return {"roster": dict(list(question(world).roster.items())[1:])}
+
+
 def garbage(world: World) -> dict[str, object]:
     return {"study": b"{}"}
 
@@ -252,6 +257,7 @@ def garbage(world: World) -> dict[str, object]:
         (not_enrolled, "signatures"),
         (other_code, "code"),
         (unconfigured, "run_configuration"),
+        (other_roster, "roster"),
         (expired, "expired"),
     ],
 )

@@ -243,4 +243,4 @@ def test_consent_that_was_taken_back_is_respected(world: World) -> None:
     outcome = world.run()
     assert outcome.nodes == 4
     assert outcome.dropped == {"node-2": "greet: no answer"}
-    assert world.receipts("node-2") == []
+    assert world.receipts("node-2") == ["refused"]

@@ -91,7 +91,12 @@ def test_flowers_supernode_hands_messages_to_the_service_behind_the_socket(
         run_id = link.start(signed.encode(), signed.study.run_configuration())
 
         question = Question(
-            study=signed.encode(), query="hours", run=str(run_id), round_number=0
+            study=signed.encode(),
+            query="hours",
+            run=str(run_id),
+            round_number=0,
+            roster=federation.roster.keys(),
+            sites=federation.roster.sites(),
         ).encode()
 
         def conduct(grid: Grid, context: Context) -> None:
