@@ -149,7 +149,9 @@ async def misbehaving(context: ssl.SSLContext | None = None) -> AsyncIterator[Ap
         await asyncio.gather(*tasks, return_exceptions=True)
         # What nobody took is dropped, and the loop gets its turn to close the sockets.
         for writer in writers:
-            writer.transport.abort()
+            # A transport that is closed already has no loop any more, and asyncio no word for that.
+            with contextlib.suppress(AttributeError):
+                writer.transport.abort()
         await asyncio.sleep(0.01)
 
 
