@@ -1,9 +1,11 @@
 #!/bin/sh
-# Usage: make-venv.sh VENV UV_VERSION
-# Finds a Python that Havengate runs on, makes VENV from it and installs what uv.lock pins.
+# Usage: make-venv.sh VENV UV_VERSION [--group NAME]
+# Finds a Python that Havengate runs on, makes VENV from it and installs what uv.lock pins; with a
+# group, that too.
 set -eu
 venv=$1
 uv_version=$2
+shift 2
 
 is_usable() {
     "$1" -c 'import sys, ssl, sqlite3, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 15))' 2>/dev/null
@@ -39,4 +41,4 @@ fi
 echo "Installing what uv.lock pins"
 # --inexact leaves uv itself in place.
 VIRTUAL_ENV="$venv" UV_PROJECT_ENVIRONMENT="$venv" UV_PYTHON_DOWNLOADS=never \
-    "$venv/bin/uv" sync --quiet --locked --inexact --python "$venv/bin/python"
+    "$venv/bin/uv" sync --quiet --locked --inexact --python "$venv/bin/python" "$@"
