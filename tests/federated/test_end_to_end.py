@@ -199,8 +199,9 @@ def test_consent_that_was_taken_back_keeps_people_out(federation: Running) -> No
     finally:
         agree(store)
         store.close()
-    # Nobody was asked anything, so nobody is told of a refusal.
-    assert len(federation.receipts("node-3")) == before
+    told = federation.receipts("node-3")
+    assert len(told) > before
+    assert any("You did not agree" in one for one in told)
 
 
 def test_a_study_that_was_not_published_does_not_run(federation: Running) -> None:
