@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -127,13 +127,7 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def parse_question(data: bytes) -> Question:
     """Read what `Question.encode` makes. Raises `ManifestError`."""
-    if len(data) > MAX_QUESTION_BYTES:
-        raise ManifestError(f"A question has at most {MAX_QUESTION_BYTES} bytes.")
-    try:
-        wire = msgspec.msgpack.decode(data, type=_WireQuestion)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError("The question is malformed.") from error
-    question = Question(**{name: getattr(wire, name) for name in _WireQuestion.__struct_fields__})
+    question = Question(**_decoded(data, _WireQuestion, MAX_QUESTION_BYTES))
     verify_question(question)
     return question
 
@@ -156,15 +150,20 @@ def verify_question(question: Question) -> None:
 
 def parse_request(data: bytes) -> ContactRequest:
     """Read what `ContactRequest.encode` makes. Raises `ManifestError`."""
-    if len(data) > MAX_REQUEST_BYTES:
-        raise ManifestError(f"A request has at most {MAX_REQUEST_BYTES} bytes.")
-    try:
-        wire = msgspec.msgpack.decode(data, type=_Wire)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError("The request is malformed.") from error
-    request = ContactRequest(**{name: getattr(wire, name) for name in _Wire.__struct_fields__})
+    request = ContactRequest(**_decoded(data, _Wire, MAX_REQUEST_BYTES))
     verify_request(request)
     return request
+
+
+def _decoded(data: bytes, wire: type[msgspec.Struct], most: int) -> dict[str, Any]:
+    """The fields of a message of at most `most` bytes. Raises `ManifestError`."""
+    if len(data) > most:
+        raise ManifestError(f"A request has at most {most} bytes.")
+    try:
+        found = msgspec.msgpack.decode(data, type=wire)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError("The request is malformed.") from error
+    return {name: getattr(found, name) for name in wire.__struct_fields__}
 
 
 def verify_request(request: ContactRequest) -> None:

@@ -140,7 +140,8 @@ class Guard:
 
         By the same rules, but for those about what a greeting does not hold: `study_log`,
         `cohort`, `plan`. Raises `RefusedError` where they refuse, or where nobody would be let in.
-        Receipts tell of it only then, since no request follows: to everybody, why.
+        Receipts tell everybody that people were counted; where it raises, each why, since no
+        request follows then.
         """
         contact = _Contact(configuration=configuration, now=now, greeting=True)
         with self._store.database.transaction():
@@ -210,6 +211,7 @@ class Guard:
         found = self._payers(signed.study, query, parsed, contact)
         if isinstance(found, RefusedError):
             return found
+        self._receipts.give_all("counted", contact.told, now=contact.now)
         return Foreseen(question=parsed, study_hash=signed.study.study_hash, people=len(found[0]))
 
     def _decide(

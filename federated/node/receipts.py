@@ -6,7 +6,8 @@ in the store beside the rows they speak of. What is reserved on somebody has its
 transaction, which says later what came of it; after a crash it says that nothing did.
 
 Refusals that come again and again are counted, not repeated, and kept in a bounded number for each
-rule: a server can neither fill the disk by asking, nor crowd out what other rules refused. Whatever
+rule: a server can neither fill the disk by asking, nor crowd out what other rules refused. The same
+holds of questions for how many people would answer. Whatever
 cost somebody something is kept for good.
 """
 
@@ -22,11 +23,15 @@ import msgspec
 from federated.node.columns import COLUMNS
 from federated.node.store import Person, Store
 
-type Outcome = Literal["reserved", "allowed", "refused", "failed"]
+#: `counted`: a study asked how many people would be let in, and was told.
+type Outcome = Literal["counted", "reserved", "allowed", "refused", "failed"]
 
 #: Refusals by one rule kept for each person (and for the node as a whole); older ones make room.
+#: So many of what only counted people, too.
 MAX_REFUSALS: Final = 100
-#: The same refusal within this time is counted instead of kept again.
+#: What costs nothing, and so may come as often as a server likes.
+_FREE: Final = frozenset({"refused", "counted"})
+#: The same of these within this time is counted instead of kept again.
 _SAME_S: Final = 86_400
 
 
@@ -134,7 +139,7 @@ class Receipts:
                 self.settle([(number, told)], "failed", now=now)
 
     def give_all(self, outcome: Outcome, told: Told, *, now: int) -> None:
-        """One that is for everybody in the store: a refusal that was not about anybody."""
+        """One that is for everybody in the store: what was not about anybody alone."""
         with self._database.transaction():
             self._keep(0, outcome, told, now=now)
 
@@ -152,28 +157,28 @@ class Receipts:
         return int(found[0]) if found else 0
 
     def _keep(self, number: int, outcome: Outcome, told: Told, *, now: int) -> None:
-        if outcome == "refused" and self._count_again(number, told, now=now):
+        if outcome in _FREE and self._count_again(number, outcome, told, now=now):
             return
         content = msgspec.json.encode(_Kept(told)).decode()
         self._database.run(
             "INSERT INTO receipts (person, at, outcome, study, content) VALUES (?, ?, ?, ?, ?)",
             [number, now, outcome, told.study, content],
         )
-        if outcome == "refused":
+        if outcome in _FREE:
             # What had been reserved before it was refused is not forgotten: it cost something.
             self._database.run(
                 "DELETE FROM receipts WHERE id IN (SELECT id FROM receipts WHERE person = ? "
-                "AND outcome = 'refused' AND json_extract(content, '$.told.rule') = ? "
+                "AND outcome = ? AND json_extract(content, '$.told.rule') IS ? "
                 "AND json_extract(content, '$.told.epsilon') IS NULL "
                 "ORDER BY id DESC LIMIT -1 OFFSET ?)",
-                [number, told.rule, MAX_REFUSALS],
+                [number, outcome, told.rule or None, MAX_REFUSALS],
             )
 
-    def _count_again(self, number: int, told: Told, *, now: int) -> bool:
+    def _count_again(self, number: int, outcome: Outcome, told: Told, *, now: int) -> bool:
         last = self._database.all(
-            "SELECT id, content FROM receipts WHERE person = ? AND outcome = 'refused' "
+            "SELECT id, content FROM receipts WHERE person = ? AND outcome = ? "
             "AND study = ? AND at > ? ORDER BY id DESC LIMIT 20",
-            [number, told.study, now - _SAME_S],
+            [number, outcome, told.study, now - _SAME_S],
         )
         for identity, content in last:
             kept = msgspec.json.decode(content, type=_Kept)
@@ -209,7 +214,18 @@ def _sentences(receipt: Receipt) -> Iterable[str]:
         yield f"For “{told.query}” it asked to use: {meanings}."
     if told.purpose:
         yield f"Purpose of use: {told.purpose}."
-    match receipt.outcome:
+    yield from _came_of_it(receipt.outcome, told)
+    if receipt.times > 1:
+        yield f"This happened {receipt.times} times within a day."
+
+
+def _came_of_it(outcome: Outcome, told: Told) -> Iterable[str]:
+    match outcome:
+        case "counted":
+            yield (
+                "It was told for how many people here an answer would be given. Nothing of yours "
+                "was read or spent. If the round came about, another receipt says so."
+            )
         case "allowed":
             yield from _allowed(told)
         case "reserved":
@@ -224,20 +240,19 @@ def _sentences(receipt: Receipt) -> Iterable[str]:
         case "failed":
             yield f"The round came to nothing: {told.reason}"
             yield "What it cost stays spent: nobody can prove that nothing was learned from it."
-    if receipt.times > 1:
-        yield f"This happened {receipt.times} times within a day."
 
 
 def _allowed(told: Told) -> Iterable[str]:
     if told.trust_model == "secure_aggregation":
         yield (
-            "Your answer went into a sum, masked: nobody, the coordinator included, sees it alone, "
-            "and noise hides whether you took part with anything at all."
+            "Your data were read for one part of a sum. What leaves here is masked: nobody, the "
+            "coordinator included, sees it alone, and noise hides whether you took part with "
+            "anything at all."
         )
     else:
         yield (
-            "Your answer went to the coordinator, who can see it before noise is added: this study "
-            "asks you to trust it."
+            "Your data were read for an answer. It goes to the coordinator, who can see it before "
+            "noise is added: this study asks you to trust it."
         )
     yield (
         f"It cost you ε = {told.epsilon:.3g} of your privacy budget; {told.left:.3g} are left. "

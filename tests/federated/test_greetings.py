@@ -198,7 +198,13 @@ def test_a_greeting_reserves_nothing_and_tells_people_only_where_it_ends(world: 
     revoke(world, "node-1", "me")
     assert greet(world).people == 4
     store = world.nodes["node-1"].store
-    assert all(not Receipts(store).of(person) for person in store.people())
+    for _ in range(3):
+        greet(world)
+    for person in store.people():
+        # Whether they agreed or not: a study asked, and was told a number.
+        (receipt,) = Receipts(store).of(person)
+        assert (receipt.outcome, receipt.times) == ("counted", 4)
+        assert "Nothing of yours was read or spent" in receipt.words()
     assert store.database.one("SELECT count(*) FROM spends") == (0,)
     revoke(world, "node-1", *PEOPLE)
     with pytest.raises(RefusedError) as caught:
@@ -206,7 +212,7 @@ def test_a_greeting_reserves_nothing_and_tells_people_only_where_it_ends(world: 
     assert caught.value.rule == "consent"
     # No request follows: this was the whole contact, and each is told of it.
     for person in store.people():
-        (receipt,) = Receipts(store).of(person)
+        receipt = Receipts(store).of(person)[-1]
         assert (receipt.outcome, receipt.told.rule) == ("refused", "consent")
 
 

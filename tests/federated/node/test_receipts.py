@@ -75,3 +75,17 @@ def test_a_receipt_without_a_verified_study_repeats_no_word_of_it() -> None:
     words = Receipt(number=1, at=0, outcome="refused", told=refused).words()
     assert words.startswith("1970-01-01 00:00 UTC: Somebody asked")
     assert words.endswith("nothing of yours was read: No study.")
+
+
+def test_a_flood_of_greetings_is_bounded_and_crowds_out_nothing(store: Store) -> None:
+    fill(store, {"me": {"mood": [1.0]}})
+    me, receipts = store.person("me"), Receipts(store)
+    at = int(store.database.all("SELECT joined FROM people")[0][0])
+    with store.database.transaction():
+        receipts.give_all("refused", told(), now=at)
+        for number in range(2 * MAX_REFUSALS):
+            receipts.give_all("counted", Told(study=f"study-{number}"), now=at + number)
+            receipts.give_all("counted", Told(study=f"study-{number}"), now=at + number)
+    found = receipts.of(me)
+    assert [one.outcome for one in found] == ["refused"] + ["counted"] * MAX_REFUSALS
+    assert {one.times for one in found[1:]} == {2}
