@@ -59,6 +59,7 @@ def build(commands: StudyCommands) -> typer.Typer:
     _add_plan(app, commands)
     _add_propose(app, commands)
     _add_approve(app, commands)
+    _add_against(app, commands)
     add_run(app, commands)
     add_watch(app, commands)
     add_report(app, commands)
@@ -170,6 +171,8 @@ def _add_approve(app: typer.Typer, commands: StudyCommands) -> None:
             )
         show(standing, as_json=as_json)
 
+
+def _add_against(app: typer.Typer, commands: StudyCommands) -> None:
     @app.command()
     def refuse(
         name: NameArgument,
