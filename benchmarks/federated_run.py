@@ -13,7 +13,7 @@ from audit.recorder import Recorder
 from federated.accounting import Accountant
 from federated.coordinator import Coordinator, link_access
 from federated.database import StudyDatabase
-from federated.deployment.node_process import declared_query
+from federated.questions import declared_question
 from federated.deployment.places import Places, read_roster
 from federated.ledger import Ledger
 from federated.node.enrolment import parse_enrolment
@@ -67,7 +67,7 @@ def main(told: dict[str, str]) -> None:
             believed=parse_enrolment(read_private(places.federation)),
             ledger=ledger,
             log=log,
-            query=declared_query,
+            query=declared_question,
         )
         stamps: list[tuple[str, float]] = []
 

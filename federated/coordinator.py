@@ -36,7 +36,7 @@ from federated.manifest import Study
 from federated.model import PrivacyCost, Query
 from federated.node.enrolment import Enrolment
 from federated.planning import verify_within
-from federated.rounds import round_price
+from federated.rounds import answer_price
 from federated.signed_study import SignedStudy
 from federated.study_log import (
     StudyBundle,
@@ -266,7 +266,7 @@ class Coordinator:
         names = tuple(queries) or tuple(query.name for query in study.queries)
         declared = [study.query(name) for name in names]
         ledger = WithinStudy(study=study, ledger=self.ledger)
-        ledger.verify_room([round_price(one, self.query(one.ask)) for one in declared])
+        ledger.verify_room([answer_price(one, self.query(one.ask)) for one in declared])
         link = Link(self.access)
         say(f"starting a run of {study.id}")
         run_id = link.start(signed.encode(), study.run_configuration())

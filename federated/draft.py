@@ -92,6 +92,12 @@ class Draft:
 
     file: StudyFile
 
+    def asking(self, asks: Sequence[Mapping[str, Any]]) -> Draft:
+        """The same draft with these declarations in place of its own, in their order."""
+        sections = zip(self.file.queries, asks, strict=True)
+        queries = tuple(msgspec.structs.replace(one, ask=dict(ask)) for one, ask in sections)
+        return Draft(msgspec.structs.replace(self.file, queries=queries))
+
     def complete(
         self,
         *,

@@ -100,8 +100,41 @@ class Answer:
     cautions: Sequence[str] = ()
 
 
+class Contribution(Protocol):
+    """What one person adds to the sum of one round. Pure; made on the device by `Query.begin`."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector that is summed."""
+        ...
+
+    @property
+    def bound(self) -> int:
+        """Largest absolute value of any coordinate of one person's vector: sizes the modulus."""
+        ...
+
+    def asks(self, *, study: str, tag: str) -> bool:
+        """Whether this person is asked at all; who is not counts as zeros.
+
+        `study` is the study's id, `tag` the person's secret name in the node's store: it must
+        depend on nothing else, so never on data.
+        """
+        ...
+
+    def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:
+        """One person's contribution, clipped, scaled and rounded: shape (dimension,).
+
+        Zeros for a person who has nothing to say. Satisfies `sensitivity` and `bound` whatever
+        the rows hold, NaN and infinities included.
+        """
+        ...
+
+
 class Query(Protocol):
-    """A question that one round answers (`analytics`). Pure; the same on device and coordinator."""
+    """A question as it is declared: what it reads, how far a person moves it, what that costs.
+
+    The same on device and coordinator. One round answers it, or `rounds` of them, as in training.
+    """
 
     @property
     def name(self) -> str:
@@ -115,12 +148,17 @@ class Query(Protocol):
 
     @property
     def dimension(self) -> int:
-        """Length of the vector that is summed."""
+        """Length of the vector that is summed in each round."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it takes. A person is asked in so many, and pays once for all."""
         ...
 
     @property
     def sensitivity(self) -> Sensitivity:
-        """Of the integer vector."""
+        """Of the integer vectors of all rounds, one below the other: what is paid for."""
         ...
 
     @property
@@ -128,13 +166,17 @@ class Query(Protocol):
         """Largest absolute value of any coordinate of one person's vector: sizes the modulus."""
         ...
 
-    def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:
-        """One person's contribution, clipped, scaled and rounded: shape (dimension,).
+    def begin(self, given: bytes) -> Contribution:
+        """One round's contribution, from what comes with the round: weights, or nothing.
 
-        Zeros for a person who has nothing to say. Satisfies `sensitivity` and `bound` whatever
-        the rows hold, NaN and infinities included.
+        `given` is the coordinator's and not to be believed. Raises `ProtocolError` for what this
+        question never starts from.
         """
         ...
+
+
+class Statistic(Query, Contribution, Protocol):
+    """A question that one round answers (`analytics`), in numbers for readers."""
 
     def decode(
         self, total: NDArray[np.int64], *, noise: NoisePlan, people: int, level: float

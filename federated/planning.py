@@ -6,7 +6,6 @@ Lives here: the plan of a whole study from its draft. One query's plan stands in
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,17 @@ from typing import Final
 
 from federated.accounting import Accountant, compose
 from federated.analytics.base import BaseQuery
-from federated.analytics.declare import query_from
 from federated.analytics.plan import QueryPlan, plan_query
-from federated.draft import Draft, Planned
+from federated.draft import Draft, Planned, QuerySection
 from federated.errors import AccountingError, BudgetExhaustedError, ManifestError
+from federated.learning.declare import complete
+from federated.learning.evaluate import EvaluateQuery
+from federated.learning.plan import plan_training
+from federated.learning.round_query import TrainQuery
 from federated.manifest import DeclaredQuery, Study
 from federated.model import PrivacyCost
-from federated.rounds import CLOSENESS, round_price
+from federated.questions import declared_question, question_from, verify_together
+from federated.rounds import CLOSENESS, answer_price
 
 #: What rounding may take a computed figure above the one that it was computed for.
 _SLACK: Final = 1 + 1e-6
@@ -52,18 +55,10 @@ def plan_study(
     """
     plans: list[QueryPlan] = []
     planned: dict[str, Planned] = {}
+    draft = draft.asking(complete([section.ask for section in draft.file.queries]))
     for section in draft.file.queries:
-        query = query_from(section.ask)
-        plan = plan_query(
-            query,
-            epsilon=section.epsilon,
-            delta=section.delta,
-            people=people,
-            level=level,
-            # Without δ there is only the noise that is exact.
-            closeness=CLOSENESS * query.dimension if section.delta > 0 else 0.0,
-            weight=_noise_weight(draft, nodes),
-        )
+        query = question_from(section.ask)
+        plan = _plan(query, section, people=people, level=level, weight=_noise_weight(draft, nodes))
         plans.append(plan)
         planned[query.name] = Planned(columns=query.columns, noise=plan.noise)
     study = draft.complete(planned=planned, roster=roster, code_hash=code_hash)
@@ -78,6 +73,29 @@ def plan_study(
     )
 
 
+def _plan(
+    query: BaseQuery | TrainQuery | EvaluateQuery,
+    section: QuerySection,
+    *,
+    people: int,
+    level: float,
+    weight: float,
+) -> QueryPlan:
+    # Without δ there is only the noise that is exact.
+    closeness = CLOSENESS * query.dimension * query.rounds if section.delta > 0 else 0.0
+    epsilon, delta = section.epsilon, section.delta
+    if isinstance(query, TrainQuery):
+        return plan_training(
+            query, epsilon=epsilon, delta=delta, people=people, level=level, closeness=closeness,
+            weight=weight,
+        )  # fmt: skip
+    asked = query.unweighted if isinstance(query, EvaluateQuery) else query
+    return plan_query(
+        asked, epsilon=epsilon, delta=delta, people=people, level=level, closeness=closeness,
+        weight=weight,
+    )  # fmt: skip
+
+
 def _noise_weight(draft: Draft, nodes: int | None) -> float:
     """How many times the planned variance a sum carries: colluding nodes' own comes on top."""
     rules = draft.file.aggregation
@@ -89,14 +107,9 @@ def _noise_weight(draft: Draft, nodes: int | None) -> float:
     return alive / max(alive - rules.colluding, 1)
 
 
-def read_ask(ask: str) -> BaseQuery:
-    """The query of a declaration, as a study holds it. Raises `ManifestError`."""
-    return query_from(json.loads(ask))
-
-
 def study_costs(study: Study) -> Mapping[str, PrivacyCost]:
     """What each answer really costs each person, by the query's name."""
-    return {one.name: round_price(one, read_ask(one.ask)) for one in study.queries}
+    return {one.name: answer_price(one, declared_question(one.ask)) for one in study.queries}
 
 
 def composed_epsilon(study: Study, costs: Sequence[PrivacyCost]) -> float:
@@ -108,7 +121,7 @@ def composed_epsilon(study: Study, costs: Sequence[PrivacyCost]) -> float:
     """
     if not costs:
         return 0.0
-    fixed = Counter((one.noise, read_ask(one.ask).sensitivity) for one in study.queries)
+    fixed = Counter((one.noise, declared_question(one.ask).sensitivity) for one in study.queries)
     again = bool(Counter((one.noise, one.sensitivity) for one in costs) - fixed)
     return Accountant(delta=study.delta, adaptive=again).compose(costs)
 
@@ -137,10 +150,11 @@ def verify_within(study: Study, costs: Sequence[PrivacyCost]) -> None:
 
 
 def verify_claims(study: Study) -> None:
-    """Prove that the study costs no more than its file says.
+    """Prove that the study costs no more than its file says, and that its questions go together.
 
     Raises `ManifestError` for a claim that is too small, `AccountingError` where there is no bound.
     """
+    verify_together([declared_question(one.ask) for one in study.queries])
     costs = study_costs(study)
     for query in study.queries:
         _verify_query(query, costs[query.name])

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from federated.accounting import cost_of
 from federated.aggregation.plan import RoundPlan
-from federated.errors import ManifestError, ProtocolError
+from federated.errors import AccountingError, ManifestError, ProtocolError
 from federated.manifest import DeclaredQuery, Study
 from federated.model import PrivacyCost, Query
 
@@ -34,9 +34,17 @@ _SIGNATURE_BYTES: Final = 64
 
 
 def round_plan(
-    study: Study, declared: DeclaredQuery, query: Query, *, round_id: str, taking_part: Roster
+    study: Study,
+    declared: DeclaredQuery,
+    query: Query,
+    *,
+    round_id: str,
+    taking_part: Roster,
+    given: bytes = b"",
 ) -> RoundPlan:
     """The plan of the round. Raises `ProtocolError` if it would not protect what it should.
+
+    `given` is what the round starts from: whoever was given something else has another plan.
 
     Threshold, survivors, colluding nodes, modulus, noise and the smallest cohort are those that
     were approved; `taking_part` are the nodes of this round, all from the study's roster.
@@ -57,6 +65,7 @@ def round_plan(
         question=declared.name,
         people=taking_part.people,
         minimum_people=study.minimum_cohort,
+        given=sha256(given).hexdigest() if given else "",
     )
     if plan.schedule is not None and plan.schedule.log_ratio > CLOSENESS:
         raise ProtocolError(
@@ -75,17 +84,21 @@ class Roster:
     people: Mapping[str, int] = field(repr=False)
 
 
-def round_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:
-    """What one answer costs each person, from the query's own sensitivity and the noise.
+def answer_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:
+    """What the answer costs each person, all its rounds, from sensitivity and noise of a round.
 
     Raises `AccountingError` where there is no bound, `ManifestError` if the query reads other
     columns than declared, which are those that consent was asked for.
     """
+    if query.rounds > 1 and declared.noise.mechanism != "discrete_gaussian":
+        raise AccountingError(
+            f"{declared.name}: several rounds are composed as discrete Gaussian releases only."
+        )
     if frozenset(declared.columns) != query.columns:
         raise ManifestError(f"The query {declared.name} reads other columns than it declares.")
     closeness = 0.0
     if declared.noise.mechanism == "discrete_gaussian":
-        closeness = CLOSENESS * query.dimension
+        closeness = CLOSENESS * query.dimension * query.rounds
     return cost_of(declared.noise, query.sensitivity, delta=declared.delta, closeness=closeness)
 
 

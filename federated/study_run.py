@@ -12,7 +12,7 @@ the ledger says `spent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -21,21 +21,22 @@ import structlog
 from federated.aggregation.plan import RoundPlan
 from federated.aggregation.server import RoundResult, SecureServer, Server
 from federated.aggregation.trusted import TrustedServer
+from federated.analytics.base import BaseQuery
 from federated.analytics.intervals import carried
 from federated.errors import CohortError, FederatedError, ProtocolError
 from federated.ledger import Reservation
-from federated.model import Answer, PrivacyCost, Query, RandomBits
+from federated.model import Answer, NoisePlan, PrivacyCost, Query, RandomBits
 from federated.node.contact import MAX_PEOPLE, ContactRequest, Question, verify_request
 from federated.node.service import roster_of, round_name
 from federated.rounds import (
     GREET,
     Ask,
     Greeting,
+    answer_price,
     encode,
     open_reply,
     parse,
     round_plan,
-    round_price,
 )
 from federated.signed_study import SignedStudy
 
@@ -117,6 +118,20 @@ class RunPorts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSum:
+    """A round's noisy sum and what was reserved for it. `noise` is what the sum really carries.
+
+    `people` and `dropped` as in `RoundOutcome`.
+    """
+
+    reservation: Reservation
+    result: RoundResult = field(repr=False)
+    noise: NoisePlan
+    people: int
+    dropped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOutcome:
     """What one question's round gave. `dropped`: node → stage and why, in a few words.
 
@@ -153,53 +168,89 @@ class StudyRun:
         self._deadlines = deadlines or Deadlines()
         self._level = level
 
-    def ask(self, name: str, round_number: int) -> RoundOutcome:
-        """Ask one of the study's questions and return the answer.
+    def ask(self, name: str, round_number: int, *, given: bytes = b"") -> RoundOutcome:
+        """Ask a question that one round answers; return the answer. `given`: what it starts from.
 
         Raises `CohortError` when too few take part or survive, `BudgetExhaustedError` before
         anybody is asked, `LedgerError`. What was reserved stays spent.
         """
+        found = self.sum(name, round_number, given=given)
+        asked = self._ports.query(self._study.query(name).ask).begin(given)
+        if not isinstance(asked, BaseQuery):
+            raise ProtocolError(f"{name} is answered by no single round.")
+        answer = asked.decode(
+            found.result.total, noise=found.noise, people=found.people, level=self._level
+        )
+        self.spend(found.reservation)
+        self._ports.say(f"{name}: answered by {len(found.result.survivors)} nodes")
+        return RoundOutcome(
+            query=name,
+            round_id=found.reservation.round,
+            answer=answer,
+            result=found.result,
+            cost=found.reservation.cost,
+            people=found.people,
+            nodes=len(found.result.survivors),
+            dropped=found.dropped,
+        )
+
+    def spend(self, reservation: Reservation) -> None:
+        """Say that what was reserved is given out. Before that nothing is."""
+        self._ports.ledger.spend(reservation)
+
+    def sum(
+        self,
+        name: str,
+        round_number: int,
+        *,
+        given: bytes = b"",
+        among: Iterable[str] | None = None,
+        reserved: Reservation | None = None,
+        dispatching: Callable[[Reservation, Sequence[str]], None] = lambda *_: None,
+    ) -> RoundSum:
+        """One round of a question: its noisy sum, which nobody may see before it is spent.
+
+        Reserves the whole question's cost on who takes part, unless that is `reserved` already, as
+        for every round of a training but its first: then only nodes `among` those who paid are
+        asked. `dispatching` is told what was reserved and which nodes are asked, before the first
+        is: what it raises asks nobody. Raises as `ask`.
+        """
         declared = self._study.query(name)
         query = self._ports.query(declared.ask)
-        greetings, away = self._greet(name, round_number)
+        roster = self._ports.roster
+        whom = {node: roster[node] for node in (roster if among is None else among)}
+        greetings, away = self._greet(name, round_number, whom)
         self._verify_cohort(sum(one.people for one in greetings.values()), query)
-        request = self._request(name, round_number, greetings)
+        request = self._request(name, round_number, greetings, given)
         plan = round_plan(
             self._study,
             declared,
             query,
             round_id=round_name(request),
             taking_part=roster_of(request),
+            given=given,
         )
-        cost = round_price(declared, query)
+        cost = answer_price(declared, query)
         # What every node would refuse must not be paid for.
         verify_request(request)
-        reservation = self._reserve(plan, cost, request)
+        reservation = reserved or self._reserve(plan, cost, request)
+        dispatching(reservation, tuple(request.taking_part))
         result, dropped = self._stages(plan, request, greetings)
         people = sum(request.taking_part[node] for node in result.survivors)
         self._verify_cohort(people, query)
-        answer = query.decode(
-            result.total,
+        return RoundSum(
+            reservation=reservation,
+            result=result,
             noise=carried(declared.noise, result.noise_weight),
             people=people,
-            level=self._level,
-        )
-        self._ports.ledger.spend(reservation)
-        self._ports.say(f"{name}: answered by {len(result.survivors)} nodes")
-        return RoundOutcome(
-            query=name,
-            round_id=plan.round_id,
-            answer=answer,
-            result=result,
-            cost=cost,
-            people=people,
-            nodes=len(result.survivors),
             dropped={**away, **dropped},
         )
 
     # --- Who is there ----------------------------------------------------------------------------
 
-    def _greet(self, name: str, round_number: int) -> tuple[dict[str, Greeting], Mapping[str, str]]:
+    def _greet(
+        self, name: str, round_number: int, whom: Mapping[str, bytes]
+    ) -> tuple[dict[str, Greeting], Mapping[str, str]]:
         """Who would take part in this round, and who would not: node → why, in a few words."""
         ports = self._ports
         question = Question(
@@ -211,10 +262,10 @@ class StudyRun:
             sites=ports.sites,
         )
         request = question.encode()
-        self._ports.say(f"greeting {len(ports.roster)} nodes")
-        asks = dict.fromkeys(ports.roster, request)
+        self._ports.say(f"greeting {len(whom)} nodes")
+        asks = dict.fromkeys(whom, request)
         answers = ports.exchange.ask(GREET, asks, self._patience(self._deadlines.greet_s))
-        greetings, away = {}, dict.fromkeys(ports.roster, f"{GREET}: no answer")
+        greetings, away = {}, dict.fromkeys(whom, f"{GREET}: no answer")
         for node, payload in self._opened(GREET, asks, answers).items():
             try:
                 greetings[node] = self._greeting(node, payload, question)
@@ -225,7 +276,7 @@ class StudyRun:
         least = self._study.aggregation.minimum_survivors
         if len(greetings) < least:
             raise CohortError(
-                f"{len(greetings)} of {len(ports.roster)} nodes are there and would answer, "
+                f"{len(greetings)} of {len(whom)} nodes are there and would answer, "
                 f"{least} are needed: nothing was reserved."
             )
         return greetings, away
@@ -264,7 +315,7 @@ class StudyRun:
             )
 
     def _request(
-        self, name: str, round_number: int, greetings: Mapping[str, Greeting]
+        self, name: str, round_number: int, greetings: Mapping[str, Greeting], given: bytes
     ) -> ContactRequest:
         return ContactRequest(
             study=self._signed,
@@ -275,6 +326,7 @@ class StudyRun:
             roster=self._ports.roster,
             taking_part={node: greeting.people for node, greeting in greetings.items()},
             sites=self._ports.sites,
+            given=given,
         )
 
     # --- Reserve, then ask -----------------------------------------------------------------------

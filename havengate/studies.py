@@ -35,7 +35,8 @@ from federated.ledger import Ledger
 from federated.ledger_rows import Charge
 from federated.manifest import Study
 from federated.node.enrolment import Enrolment, parse_enrolment
-from federated.planning import read_ask, study_costs
+from federated.planning import study_costs
+from federated.questions import declared_question
 from federated.release.document import make_document
 from federated.release.files import Reports
 from federated.release.proof import make_release_proof
@@ -276,7 +277,7 @@ class _Runner:
             believed=_federation(self.places),
             ledger=self.ledger,
             log=log,
-            query=read_ask,
+            query=declared_question,
             deadlines=Deadlines(greet_s=own.greet_s, stage_s=own.stage_s),
             level=own.level,
         )

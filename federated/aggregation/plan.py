@@ -48,6 +48,7 @@ class RoundPlan:
     - `people`: node id → for how many people it speaks, all of the roster or nobody. Each node
       holds its own number against what it knows, so that in one plan every honest node's is true.
     - `minimum_people`: for how many those whose vectors are in the sum must speak.
+    - `given`: SHA-256, in hex, of what the round starts from, such as weights; empty for nothing.
     """
 
     study: str
@@ -64,6 +65,7 @@ class RoundPlan:
     question: str = ""
     people: Mapping[str, int] = field(default_factory=dict, repr=False)
     minimum_people: int = 0
+    given: str = ""
     #: Node ids, sorted; a node's share is that at its place, counted from 1.
     nodes: tuple[str, ...] = field(init=False, repr=False)
     #: None without noise.
@@ -171,6 +173,7 @@ class RoundPlan:
                 self.question,
                 sorted(self.people.items()),
                 self.minimum_people,
+                self.given,
             ]
         )
 

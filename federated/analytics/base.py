@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 
 from federated.analytics.intervals import NoiseMoments, noise_moments
 from federated.analytics.layout import Layout
-from federated.errors import CohortError, ManifestError
-from federated.model import Answer, Estimate, NoisePlan, PersonRows, RandomBits, Sensitivity
+from federated.errors import CohortError, ManifestError, ProtocolError
+from federated.model import (
+    Answer,
+    Contribution,
+    Estimate,
+    NoisePlan,
+    PersonRows,
+    RandomBits,
+    Sensitivity,
+)
 
 #: Below this no interval here has been shown to cover what it says.
 SMALLEST_COHORT: Final = 20
@@ -34,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseQuery(ABC):
-    """A `model.Query` made of masses. Subclasses say the masses and the estimates.
+    """A `model.Statistic` made of masses. Subclasses say the masses and the estimates.
 
     `minimum_cohort`: with fewer people there is no answer; never below `SMALLEST_COHORT`.
     """
@@ -97,6 +105,21 @@ class BaseQuery(ABC):
     def bound(self) -> int:
         """Largest absolute value of any coordinate of one person's vector."""
         return self.layout.bound
+
+    @property
+    def rounds(self) -> int:
+        """One answers it."""
+        return 1
+
+    def begin(self, given: bytes) -> Contribution:
+        """Itself: what people add depends on nothing that comes with the round."""
+        if given:
+            raise ProtocolError(f"{self.name} starts from nothing; {len(given)} bytes came.")
+        return self
+
+    def asks(self, *, study: str, tag: str) -> bool:  # noqa: ARG002 - the protocol's
+        """Everybody."""
+        return True
 
     def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:
         """One person's contribution: shape (dimension,), within `sensitivity` and `bound`."""

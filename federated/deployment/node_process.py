@@ -14,19 +14,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 
 from federated.accounting import Accountant
 from federated.aggregation.bits import SystemBits
-from federated.analytics.declare import query_from
 from federated.code_hash import installed_code_hash
 from federated.deployment.fleet import FleetAccess
 from federated.deployment.node_files import NodeFiles
 from federated.deployment.places import read_node_keys
-from federated.errors import FederatedError, ManifestError
+from federated.errors import FederatedError
 from federated.manifest import DeclaredQuery, Study
 from federated.model import PrivacyCost, Query
 from federated.node import agent
@@ -37,7 +35,8 @@ from federated.node.keeper import keeper_for
 from federated.node.service import NodePorts, NodeService
 from federated.node.socket import serving
 from federated.node.store import Store
-from federated.rounds import round_price
+from federated.questions import declared_question
+from federated.rounds import answer_price
 from keys.errors import KeysError
 
 _LOG = structlog.get_logger("federated.node")
@@ -47,12 +46,15 @@ def node_service(store: Store, files: NodeFiles, query: Callable[[str], Query]) 
     """Return what answers on this node. `query` reads a query's declaration."""
 
     def price(study: Study, declared: DeclaredQuery) -> PrivacyCost:  # noqa: ARG001 - the port's
-        return round_price(declared, query(declared.ask))
+        return answer_price(declared, query(declared.ask))
 
     def accountant(delta: float, adaptive: bool) -> Accountant:  # noqa: FBT001 - the port's
         return Accountant(delta=delta, adaptive=adaptive)
 
-    ports = GuardPorts(price=price, code_hash=installed_code_hash())
+    def rounds(declared: DeclaredQuery) -> int:
+        return query(declared.ask).rounds
+
+    ports = GuardPorts(price=price, rounds=rounds, code_hash=installed_code_hash())
     return NodeService(
         NodePorts(
             store=store,
@@ -84,17 +86,6 @@ def access(files: NodeFiles) -> FleetAccess:
     )
 
 
-def declared_query(ask: str) -> Query:
-    """Return the query that a declaration asks for: of those that are installed here.
-
-    Raises `ManifestError`.
-    """
-    try:
-        return query_from(msgspec.json.decode(ask, type=dict[str, Any]))
-    except msgspec.DecodeError as error:
-        raise ManifestError("A query's declaration is malformed.") from error
-
-
 def _serve_neighbour(path: Path, service: NodeService) -> None:
     """Serve on the socket until SIGTERM or SIGINT."""
     ending = threading.Event()
@@ -111,7 +102,7 @@ def main(arguments: list[str]) -> int:
         files = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=NodeFiles)
         store = open_store(files)
         try:
-            service = node_service(store, files, declared_query)
+            service = node_service(store, files, declared_question)
             if files.socket:
                 _serve_neighbour(Path(files.socket), service)
             else:

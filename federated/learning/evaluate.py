@@ -29,8 +29,10 @@ from federated.learning.accuracy import Accuracy
 from federated.learning.examples import examples_of, history_of
 from federated.learning.models import parameters, predict
 from federated.learning.ranking import Ranking, knots
+from federated.learning.round_query import given_numbers
 from federated.learning.spec import MAX_EXAMPLES, Examples, TrainSpec
-from federated.model import Estimate, PersonRows
+from federated.learning.split import is_held_out
+from federated.model import Estimate, PersonRows, Sensitivity
 
 _MOST_BINS: Final = 128
 _MOST_SUBGROUPS: Final = 6
@@ -83,8 +85,9 @@ class Subgroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateQuery:
-    """What is asked of held-out people, whatever the weights.
+    """What is asked of held-out people, whatever the weights: a `model.Query`.
 
+    `called` is its name in a study, `spec.name` that of the training whose weights are judged.
     `bins`: how finely scores are told apart (for a class). `examples`: with so many a person counts
     fully, with fewer in proportion: 1 lets every person count the same; as many as anybody has
     lets every example. `largest_error`, in the label's unit, is what a larger one counts as (for a
@@ -96,12 +99,52 @@ class EvaluateQuery:
     subgroups: tuple[Subgroup, ...] = ()
     examples: int = 1
     largest_error: float | None = None
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """As declared, or after the training."""
+        return self.called or f"{self.spec.name}-evaluation"
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The model's and the subgroups'."""
+        return self.spec.columns | {one.column for one in self.subgroups}
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector that is summed."""
+        return self.unweighted.dimension
+
+    @property
+    def rounds(self) -> int:
+        """One answers it."""
+        return 1
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Of the integer vector: see `Layout`; the weights change nothing of it."""
+        return self.unweighted.sensitivity
+
+    @property
+    def bound(self) -> int:
+        """Largest absolute value of any coordinate of one person's vector."""
+        return self.unweighted.bound
+
+    @property
+    def unweighted(self) -> EvaluateRound:
+        """The question for weights that say nothing: as good as any to plan with."""
+        return self.at(np.zeros(parameters(self.spec)))
+
+    def begin(self, given: bytes) -> EvaluateRound:
+        """As `model.Query`: `given` are the weights."""
+        return self.at(given_numbers(given, parameters(self.spec)))
 
     def at(self, weights: NDArray[np.float64]) -> EvaluateRound:
         """The question for these weights. Raises `ManifestError` if it cannot be asked."""
         kind = EvaluateClass if self.spec.label.is_class else EvaluateNumber
         return kind(
-            name=f"{self.spec.name}-evaluation",
+            name=self.name,
             asked=self,
             weights=np.array(weights, dtype=np.float64),
         )
@@ -109,7 +152,7 @@ class EvaluateQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateRound(BaseQuery):
-    """A `model.Query`: blocks for all people, then one block for each way to group them."""
+    """A `model.Statistic`: blocks for all people, then one for each way to group them."""
 
     asked: EvaluateQuery
     weights: NDArray[np.float64] = field(repr=False, compare=False)
@@ -134,7 +177,7 @@ class EvaluateRound(BaseQuery):
     @property
     def columns(self) -> frozenset[str]:
         """The model's and the subgroups'."""
-        return self.asked.spec.columns | {one.column for one in self.asked.subgroups}
+        return self.asked.columns
 
     @property
     @abstractmethod
@@ -149,6 +192,10 @@ class EvaluateRound(BaseQuery):
     @abstractmethod
     def shares(self, examples: Examples, scores: _Floats, rows: PersonRows) -> tuple[_Floats, ...]:
         """What a person says in each of the `1 + beside` blocks, each adding up to 1 at most."""
+
+    def asks(self, *, study: str, tag: str) -> bool:
+        """As `model.Contribution`: those who are kept for evaluation."""
+        return is_held_out(study=study, tag=tag, fraction=self.asked.spec.held_out)
 
     @property
     def layout(self) -> Layout:

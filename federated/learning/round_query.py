@@ -1,14 +1,17 @@
-"""One round of training as a question: each person's update, bounded, as integers that are summed.
+"""Training as a question: each person's update of each round, bounded, as integers that are summed.
 
 Nothing that came with the round has to be believed. Whatever weights and rows say, what leaves is
 the result of `aggregation.encoding.Rounding`: clipped in L2, rounded at random, and drawn again
 until the integers themselves hold to the bound that the price is reckoned with.
+
+A round's vector: the update, then (where the clip adapts) one count of who was within it, then
+`canaries` places in which nobody has anything: what comes back there is the round's noise alone,
+and `privacy_audit` holds it against the claim.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -16,13 +19,20 @@ from numpy.typing import NDArray
 
 from federated.aggregation.encoding import Rounding
 from federated.analytics.intervals import noise_moments
+from federated.errors import ManifestError, ProtocolError
+from federated.learning.clipping import AdaptiveClip, CountedUpdate, weight_for
 from federated.learning.examples import examples_of
+from federated.learning.factorisation import full_cohort
 from federated.learning.local import update
 from federated.learning.models import parameters
 from federated.learning.spec import TrainSpec
+from federated.learning.split import is_held_out
+from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
+from federated.learning.training_cost import stacked
 from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
 
-_DIGEST_DOMAIN: Final = b"havengate/weights/v1\n"
+MAX_CANARIES: Final = 8192
+_PLAIN: Final = FedAvg()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,41 +41,128 @@ class MeanUpdate:
 
     `update`: shape (parameters,), in the weights' own units. `deviation`: standard deviation of the
     noise in each coordinate. `people`: those who took part, a public number and never their data's.
+    `unclipped`: the share of people within the clip, blurred by noise, where the clip adapts.
+    `lanes`: the noise in the canaries' places, in integers.
     """
 
     query: str
     update: NDArray[np.float64] = field(repr=False)
     deviation: float
     people: int
+    unclipped: float | None = None
+    lanes: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainQuery:
-    """Training by rounds. Sensitivity and bound are the specification's alone."""
+    """Training by rounds: a `model.Query`. What it costs is the declaration's alone.
+
+    `strategy` makes the next weights of a round's sum; `adaptive` lets the clip follow a quantile
+    (`spec.clip` is the first); `stop` ends early what goes on at random. All three are the
+    coordinator's post-processing, and signed with the rest.
+    """
 
     spec: TrainSpec
+    strategy: FedAvg | FedAvgM = _PLAIN
+    adaptive: AdaptiveClip | None = None
+    canaries: int = 0
+    stop: LostInNoise | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ManifestError` for a training that cannot be asked."""
+        parameters(self.spec)
+        if not 0 <= self.canaries <= MAX_CANARIES:
+            raise ManifestError(f"{self.name}: `canaries` are 0 to {MAX_CANARIES}.")
+        if self.strategy.average_from > self.rounds:
+            raise ManifestError(f"{self.name}: `average_from` is beyond the last round.")
+
+    @property
+    def name(self) -> str:
+        """The specification's."""
+        return self.spec.name
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All that is read: what consent must cover."""
+        return self.spec.columns
+
+    @property
+    def rounds(self) -> int:
+        """As announced; a person pays once for all of them."""
+        return self.spec.rounds
 
     @property
     def rounding(self) -> Rounding:
-        """Clip to `spec.clip`, round to whole multiples of 1/`spec.scale`."""
+        """Of the update alone: clip to `spec.clip`, round to whole multiples of 1/`spec.scale`."""
         return Rounding(
             dimension=parameters(self.spec), clip_norm=self.spec.clip, scale=self.spec.scale
         )
 
-    def at(self, weights: NDArray[np.float64]) -> TrainRound:
-        """The round that starts at these weights."""
-        return TrainRound(spec=self.spec, weights=np.array(weights, dtype=np.float64))
+    @property
+    def counted(self) -> CountedUpdate | None:
+        """Update and count together, where the clip adapts."""
+        if self.adaptive is None:
+            return None
+        size, unit = parameters(self.spec), self.spec.clip * self.spec.scale
+        return CountedUpdate(dimension=size, unit=unit, weight=weight_for(size, unit=unit))
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector that is summed in each round."""
+        return parameters(self.spec) + (self.adaptive is not None) + self.canaries
+
+    @property
+    def one_round(self) -> Sensitivity:
+        """Of one round's integers, rounding included; the same in every round."""
+        counted = self.counted
+        return self.rounding.sensitivity if counted is None else counted.sensitivity
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Of all rounds' integers, one below the other."""
+        return stacked(self.one_round, participation=full_cohort(self.rounds))
+
+    @property
+    def bound(self) -> int:
+        """Largest absolute value of any coordinate of one person's vector."""
+        counted = self.counted
+        return self.rounding.bound if counted is None else counted.bound
+
+    def at(self, weights: NDArray[np.float64], *, clip: float | None = None) -> TrainRound:
+        """The round that starts at these weights, with this clip where it adapts."""
+        return TrainRound(
+            query=self,
+            weights=np.array(weights, dtype=np.float64),
+            clip=self.spec.clip if clip is None or self.adaptive is None else clip,
+        )
+
+    def begin(self, given: bytes) -> TrainRound:
+        """As `model.Query`: `given` are the weights, behind the clip where that adapts."""
+        numbers = given_numbers(given, parameters(self.spec) + (self.adaptive is not None))
+        if self.adaptive is None:
+            return self.at(numbers)
+        return self.at(numbers[1:], clip=float(numbers[0]))
+
+    def give(self, weights: NDArray[np.float64], *, clip: float) -> bytes:
+        """What `begin` reads."""
+        first = np.array([] if self.adaptive is None else [clip])
+        return np.concatenate([first, weights]).astype("<f8").tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRound:
-    """A `model.Query` in all but what `decode` gives. Unit: the person. Adjacency: zero-out.
+    """One round: a `model.Contribution`. Unit: the person. Adjacency: zero-out."""
 
-    Whom it is asked of is the node's business (`split`): it trains on whose rows it is given.
-    """
-
-    spec: TrainSpec
+    query: TrainQuery
     weights: NDArray[np.float64] = field(repr=False, compare=False)
+    clip: float
+
+    @property
+    def spec(self) -> TrainSpec:
+        """What is trained."""
+        return self.query.spec
 
     @property
     def name(self) -> str:
@@ -80,41 +177,50 @@ class TrainRound:
     @property
     def rounding(self) -> Rounding:
         """As `TrainQuery.rounding`: the weights change nothing of it."""
-        return TrainQuery(spec=self.spec).rounding
+        return self.query.rounding
 
     @property
     def dimension(self) -> int:
         """Length of the vector that is summed."""
-        return self.rounding.dimension
+        return self.query.dimension
 
     @property
     def sensitivity(self) -> Sensitivity:
-        """Of the integer vector, rounding included."""
-        return self.rounding.sensitivity
+        """Of this round's integers, rounding included."""
+        return self.query.one_round
 
     @property
     def bound(self) -> int:
         """Largest absolute value of any coordinate of one person's vector."""
-        return self.rounding.bound
+        return self.query.bound
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the weights, for the round's plan: who has others does not sum with these."""
-        return weights_digest(self.weights)
+    def unit(self) -> float:
+        """What 1 in the sum stands for, of the weights."""
+        return self.clip / (self.spec.clip * self.spec.scale)
+
+    def asks(self, *, study: str, tag: str) -> bool:
+        """As `model.Contribution`: everybody but those who are kept for evaluation."""
+        return not is_held_out(study=study, tag=tag, fraction=self.spec.held_out)
 
     def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:
         """One person's update as integers: within `sensitivity` and `bound` whatever rows hold.
 
         Zeros, and no bit drawn, for a person who has no example or whom the weights lead nowhere.
         """
+        vector = np.zeros(self.dimension, dtype=np.int64)
         change = update(self.spec, self.weights, examples_of(self.spec, rows))
-        rounding = self.rounding
         if not change.any():
-            return np.zeros(rounding.dimension, dtype=np.int64)
-        return rounding.encode(change, random)
+            return vector
+        counted, size = self.query.counted, len(change)
+        if counted is None:
+            vector[:size] = self.rounding.encode(change, random)
+        else:
+            vector[: size + 1] = counted.encode(change, clip_norm=self.clip, random=random)
+        return vector
 
     def decode(
-        self, total: NDArray[np.int64], *, noise: NoisePlan, people: int, level: float
+        self, total: NDArray[np.int64], *, noise: NoisePlan, people: int, level: float = 0.95
     ) -> MeanUpdate:
         """The mean over `people`, noise and all. `level` is for answers with intervals: unused.
 
@@ -126,14 +232,26 @@ class TrainRound:
                 f"{self.name}: expected {self.dimension} sums over at least one person, got "
                 f"{total.shape} over {people}."
             )
+        size, counted = parameters(self.spec), self.query.counted
+        unclipped = None
+        if counted is not None:
+            counts = counted.decode(total[: size + 1], clip_norm=self.clip, people=people)
+            unclipped = counts.unclipped
         return MeanUpdate(
             query=self.name,
-            update=self.rounding.decode(total) / people,
-            deviation=noise_moments(noise, 1).deviation / self.spec.scale / people,
+            update=np.asarray(total[:size] * (self.unit / people), dtype=np.float64),
+            deviation=noise_moments(noise, 1).deviation * self.unit / people,
             people=people,
+            unclipped=unclipped,
+            lanes=total[self.dimension - self.query.canaries :],
         )
 
 
-def weights_digest(weights: NDArray[np.float64]) -> str:
-    """SHA-256, in hex, of the little-endian doubles."""
-    return sha256(_DIGEST_DOMAIN + weights.astype("<f8").tobytes()).hexdigest()
+def given_numbers(given: bytes, count: int) -> NDArray[np.float64]:
+    """The little-endian doubles that came with a round. Raises `ProtocolError` for another count.
+
+    What they are is not looked at: NaN and infinities make contributions of zeros.
+    """
+    if len(given) != 8 * count:
+        raise ProtocolError(f"Expected {count} numbers with the round, got {len(given)} bytes.")
+    return np.frombuffer(given, dtype="<f8").astype(np.float64)

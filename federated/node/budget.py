@@ -45,7 +45,10 @@ class Cap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contact:
-    """What is paid for. `run` and `round_number` tell the answers to one query apart."""
+    """What is paid for. `run` and `round_number` tell the rounds of one query apart.
+
+    `cost` is that of an answer, which takes `rounds` rounds: it is paid in the first.
+    """
 
     study: str
     study_hash: str
@@ -53,18 +56,22 @@ class Contact:
     run: str
     round_number: int
     cost: PrivacyCost
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spend:
-    """One row of the ledger. `state` is reserved or spent; both count."""
+    """One row of the ledger. `state` is reserved or spent; both count.
+
+    `cost` is None where an earlier row paid for all rounds of the same answer.
+    """
 
     number: int
     study: str
     query: str
     run: str
     round_number: int
-    cost: PrivacyCost
+    cost: PrivacyCost | None
     at: int
     state: str
 
@@ -157,7 +164,8 @@ class Budget:
         return tuple(
             Spend(
                 number=number, study=study.partition(" ")[0], query=query, run=run,
-                round_number=round_number, cost=decode_cost(cost), at=at, state=state,
+                round_number=round_number, cost=decode_cost(cost) if cost else None, at=at,
+                state=state,
             )
             for number, study, query, run, round_number, cost, at, state in found
         )  # fmt: skip
@@ -168,7 +176,7 @@ class Budget:
         Infinite if no ε can be said at that δ, as after the cap was lowered.
         """
         spends = [one for one in self.spends(person) if study is None or one.study == study]
-        costs = [encode_cost(one.cost) for one in spends]
+        costs = [encode_cost(one.cost) for one in spends if one.cost is not None]
         try:
             return self._compose(costs, self.cap().delta, adaptive=True)
         except AccountingError:
@@ -190,6 +198,9 @@ class Budget:
         many it has, `answers` how often it may ask. Whoever is asked oftener than there are
         questions is asked again knowing earlier answers: then costs are added up, as across
         studies. A cost that cannot be composed counts as unbounded.
+
+        An answer of several rounds is paid for in a person's first, whole; after that many rounds
+        they are asked no more, in whatever runs they were: its price is of so many.
         """
         if self._seen(contact):
             return {person.number: "repeat" for person in people}
@@ -200,19 +211,36 @@ class Budget:
         verdicts = {}
         for person in people:
             rows = history.get(self._store.tag(person), ())
-            own = [row[1] for row in rows if row[0] == study]
+            taken = sum(row[:2] == (study, contact.query) for row in rows)
+            if contact.rounds > 1 and taken:
+                if taken >= contact.rounds:
+                    verdicts[person.number] = "rounds"
+                continue
+            own = [row[2] for row in rows if row[0] == study and row[2]]
             promised, again = Cap(epsilon=epsilon, delta=delta), len(own) >= questions
             if len(own) >= answers:
                 verdicts[person.number] = "rounds"
             elif not self._fits([*own, new], promised, adaptive=again):
                 verdicts[person.number] = "study_budget"
-            elif not self._fits([*(row[1] for row in rows), new], cap, adaptive=True):
+            elif not self._fits([*(row[2] for row in rows if row[2]), new], cap, adaptive=True):
                 verdicts[person.number] = "budget"
         return verdicts
+
+    def paid(self, people: Sequence[Person], contact: Contact) -> frozenset[int]:
+        """Who of them paid for this answer in an earlier round of it, by number."""
+        if contact.rounds == 1:
+            return frozenset()
+        found = self._database.all(
+            "SELECT DISTINCT who FROM spends WHERE study = ? AND query = ?",
+            [_study_key(contact), contact.query],
+        )
+        known = {who for (who,) in found}
+        return frozenset(one.number for one in people if self._store.tag(one) in known)
 
     def reserve(self, people: Sequence[Person], contact: Contact, *, now: int) -> tuple[int, ...]:
         """Reserve for each; durable when the outermost transaction ends. Returns the rows' numbers.
 
+        The round is written down for everybody, the cost for those who have not `paid` it yet.
         Raises `LedgerError` if this is an older copy, or if the round was seen here before; then
         nobody may be answered for.
         """
@@ -220,12 +248,13 @@ class Budget:
             number, link = self._verify_newest()
             if self._seen(contact):
                 raise LedgerError("This round was reserved here before: it is answered once.")
-            rows = []
+            rows, before = [], self.paid(people, contact)
             for person in people:
                 number += 1
+                cost = "" if person.number in before else encode_cost(contact.cost)
                 parts = [
                     self._store.tag(person), _study_key(contact), contact.query, contact.run,
-                    contact.round_number, encode_cost(contact.cost), now,
+                    contact.round_number, cost, now,
                 ]  # fmt: skip
                 link = _link(link, number, parts)
                 rows.append([number, *parts, "reserved", link])
@@ -261,10 +290,11 @@ class Budget:
         )
         return found is not None
 
-    def _history(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        found: dict[str, list[tuple[str, str]]] = {}
-        for who, study, cost in self._database.all("SELECT who, study, cost FROM spends"):
-            found.setdefault(who, []).append((study, cost))
+    def _history(self) -> dict[str, tuple[tuple[str, str, str], ...]]:
+        """Of each tag: study, query and cost of every row; no cost where another row paid."""
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for who, *row in self._database.all("SELECT who, study, query, cost FROM spends"):
+            found.setdefault(who, []).append((row[0], row[1], row[2]))
         return {who: tuple(rows) for who, rows in found.items()}
 
     def _fits(self, costs: Sequence[str], cap: Cap, *, adaptive: bool = False) -> bool:

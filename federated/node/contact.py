@@ -19,8 +19,10 @@ from federated.study_log import MAX_BUNDLE_BYTES
 MAX_NODES: Final = 10_000
 MAX_PEOPLE: Final = 10**9
 _KEY_BYTES: Final = 32
+#: What a round may start from: the weights of the largest model, as doubles, and a clip.
+MAX_GIVEN_BYTES: Final = 8 * 100_001
 #: Names of nodes are short: a roster of the largest size fits.
-MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256
+MAX_REQUEST_BYTES: Final = MAX_SIGNED_BYTES + MAX_BUNDLE_BYTES + MAX_NODES * 256 + MAX_GIVEN_BYTES
 MAX_QUESTION_BYTES: Final = MAX_SIGNED_BYTES + MAX_NODES * 256
 _QUERY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII).fullmatch
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII).fullmatch
@@ -65,7 +67,7 @@ class ContactRequest:
     (`StudyBundle.encode`). `query` is one of the study's; `run` and `round_number` tell answers
     apart. `roster` is everybody who may ever take part: node id → raw Ed25519 public key; `sites`
     says which of them speak for a site's people. `taking_part` says which of them do now, and how
-    many people each says it speaks for.
+    many people each says it speaks for. `given` is what the round starts from, such as weights.
     """
 
     study: bytes = field(repr=False)
@@ -76,6 +78,7 @@ class ContactRequest:
     roster: Mapping[str, bytes] = field(repr=False)
     taking_part: Mapping[str, int] = field(repr=False)
     sites: Mapping[str, str] = field(default_factory=dict)
+    given: bytes = field(default=b"", repr=False)
 
     @property
     def question(self) -> Question:
@@ -101,6 +104,7 @@ class ContactRequest:
                 roster=dict(self.roster),
                 taking_part=dict(self.taking_part),
                 sites=dict(self.sites),
+                given=self.given,
             )
         )
 
@@ -123,6 +127,7 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     roster: dict[str, bytes]
     taking_part: dict[str, int]
     sites: dict[str, str] = {}
+    given: bytes = b""
 
 
 def parse_question(data: bytes) -> Question:
@@ -171,5 +176,7 @@ def verify_request(request: ContactRequest) -> None:
     verify_question(request.question)
     if len(request.taking_part) > MAX_NODES:
         raise ManifestError(f"A round has at most {MAX_NODES} nodes.")
+    if len(request.given) > MAX_GIVEN_BYTES:
+        raise ManifestError(f"A round starts from at most {MAX_GIVEN_BYTES} bytes.")
     if not all(1 <= people <= MAX_PEOPLE for people in request.taking_part.values()):
         raise ManifestError("A node that takes part speaks for somebody.")

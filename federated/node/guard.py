@@ -35,6 +35,7 @@ from federated.node.rules import (
     bounded_price,
     enrolment_of,
     kind_of,
+    known_rounds,
     parse_contact,
     parse_greeted,
     verify_approved,
@@ -71,12 +72,13 @@ type Prepare = Callable[[ContactRequest, Study, DeclaredQuery], object]
 class GuardPorts:
     """What the guard cannot know by itself.
 
-    `price` is what one answer costs a person, from the query's own sensitivity and the declared
-    noise; it raises where there is no bound. `code_hash` is that of the code installed here
-    (`federated.code_hash`).
+    `price` is what one answer costs a person, all its `rounds`, from the query's own sensitivity
+    and the declared noise; it raises where there is no bound. `code_hash` is that of the code
+    installed here (`federated.code_hash`).
     """
 
     price: Callable[[Study, DeclaredQuery], PrivacyCost]
+    rounds: Callable[[DeclaredQuery], int]
     code_hash: str
 
 
@@ -95,8 +97,15 @@ class Admission:
     told: Told = field(repr=False)
     reserved: tuple[int, ...] = field(repr=False)
     receipts: Mapping[int, int] = field(repr=False)
+    #: Who paid in an earlier round of the same answer, by number.
+    before: frozenset[int] = field(default=frozenset(), repr=False)
     #: The one right to read; taken by the first reader.
     ticket: list[None] = field(default_factory=lambda: [None], repr=False, compare=False)
+
+    def told_to(self, person: int) -> Told:
+        """What that person's receipt says; an answer costs nothing more than once."""
+        paid = person in self.before
+        return msgspec.structs.replace(self.told, epsilon=0.0) if paid else self.told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +203,9 @@ class Guard:
 
     def failed(self, admission: Admission, reason: str, *, now: int) -> None:
         """Tell those let in that the round came to nothing. What was reserved stays spent."""
-        told = msgspec.structs.replace(admission.told, reason=reason)
-        self._receipts.fail(admission.receipts.values(), told, now=now)
+        for person, receipt in admission.receipts.items():
+            told = msgspec.structs.replace(admission.told_to(person), reason=reason)
+            self._receipts.fail([receipt], told, now=now)
 
     # --- The order of the rules ----------------------------------------------------------------
 
@@ -237,12 +247,13 @@ class Guard:
             _prepared(prepare, parsed, study, query)
         except RefusedError as refusal:
             return self._tell(people, refusal, contact)
+        before = self._budget.paid(people, paid)
         reserved = self._budget.reserve(people, paid, now=contact.now)
         told = msgspec.structs.replace(contact.told, epsilon=paid.cost.epsilon, people=len(people))
-        receipts = self._receipts.reserve(people, told, now=contact.now)
+        receipts = self._reserved(people, before, told, contact)
         return Admission(
             study=study, query=query, cost=paid.cost, people=people, request=parsed,
-            told=told, reserved=reserved, receipts=receipts,
+            told=told, reserved=reserved, receipts=receipts, before=before,
         )  # fmt: skip
 
     def _verify_asked(
@@ -279,11 +290,12 @@ class Guard:
             return refusal
         try:
             cost = bounded_price(self._ports.price, study, query)
+            rounds = known_rounds(self._ports.rounds, query)
         except RefusedError as found:
             return self._tell(people, found, contact)
         paid = Contact(
             study=study.id, study_hash=study.study_hash, query=query.name,
-            run=question.run, round_number=question.round_number, cost=cost,
+            run=question.run, round_number=question.round_number, cost=cost, rounds=rounds,
         )  # fmt: skip
         poor = self._budget.judge(
             people, paid, epsilon=study.epsilon, delta=study.delta,
@@ -328,20 +340,25 @@ class Guard:
         try:
             verify_time(admission.study, now)
         except RefusedError as refusal:
-            told = _with(admission.told, refusal)
-            self._receipts.settle([(one, told) for one in receipts.values()], "refused", now=now)
+            settled = [
+                (receipt, _with(admission.told_to(person), refusal))
+                for person, receipt in receipts.items()
+            ]
+            self._receipts.settle(settled, "refused", now=now)
             return refusal
         self._budget.spend(admission.reserved)
         current = [person for person in self._store.people() if person.number in receipts]
         gone = self._unwilling(current, admission.study, admission.query)
         for number, rule in gone.items():
-            told = _with(admission.told, RefusedError(REASONS[rule], rule=rule))
+            told = _with(admission.told_to(number), RefusedError(REASONS[rule], rule=rule))
             self._receipts.settle([(receipts[number], told)], "refused", now=now)
         people = [person for person in current if person.number not in gone]
         allowed = [
             (
                 receipts[person.number],
-                msgspec.structs.replace(admission.told, left=self._budget.left(person)),
+                msgspec.structs.replace(
+                    admission.told_to(person.number), left=self._budget.left(person)
+                ),
             )
             for person in people
         ]
@@ -365,6 +382,18 @@ class Guard:
         return left, RefusedError(REASONS[common], rule=common)
 
     # --- Receipts ------------------------------------------------------------------------------
+
+    def _reserved(
+        self, people: Sequence[Person], before: frozenset[int], told: Told, contact: _Contact
+    ) -> Mapping[int, int]:
+        """Whoever paid in an earlier round of the same answer pays nothing more, and hears so."""
+        receipts: dict[int, int] = {}
+        for paid, epsilon in ((False, told.epsilon), (True, 0.0)):
+            group = [person for person in people if (person.number in before) is paid]
+            if group:
+                told = msgspec.structs.replace(told, epsilon=epsilon)
+                receipts |= self._receipts.reserve(group, told, now=contact.now)
+        return receipts
 
     def _tell(
         self, people: Sequence[Person], refusal: RefusedError, contact: _Contact

@@ -229,9 +229,14 @@ def _came_of_it(outcome: Outcome, told: Told) -> Iterable[str]:
         case "allowed":
             yield from _allowed(told)
         case "reserved":
+            paid = (
+                f"ε = {told.epsilon:.3g} of your privacy budget was reserved for it"
+                if told.epsilon
+                else "An earlier round had paid for all of this answer's rounds"
+            )
             yield (
-                f"ε = {told.epsilon:.3g} of your privacy budget was reserved for it, and the round "
-                "was never finished here, or is not yet. What is reserved counts as spent."
+                f"{paid}, and the round was never finished here, or is not yet. What is reserved "
+                "counts as spent."
             )
         case "refused":
             yield f"It was refused, and nothing of yours was read: {told.reason}"
@@ -254,7 +259,9 @@ def _allowed(told: Told) -> Iterable[str]:
             "Your data were read for an answer. It goes to the coordinator, who can see it before "
             "noise is added: this study asks you to trust it."
         )
-    yield (
-        f"It cost you ε = {told.epsilon:.3g} of your privacy budget; {told.left:.3g} are left. "
-        "What is spent is never given back."
+    cost = (
+        f"It cost you ε = {told.epsilon:.3g} of your privacy budget"
+        if told.epsilon
+        else "It cost you nothing more: an earlier round paid for all rounds of this answer"
     )
+    yield f"{cost}; {told.left:.3g} are left. What is spent is never given back."

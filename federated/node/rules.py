@@ -225,6 +225,17 @@ def bounded_price(
     return cost
 
 
+def known_rounds(rounds: Callable[[DeclaredQuery], int], query: DeclaredQuery) -> int:
+    """How many rounds the answer takes; its price is that of all. Rule `cost`."""
+    try:
+        found = rounds(query)
+    except Exception as error:
+        raise RefusedError("How often it would ask is not known here.", rule="cost") from error
+    if found < 1:
+        raise RefusedError("How often it would ask is not known here.", rule="cost")
+    return found
+
+
 def typed(configuration: Mapping[str, ConfigValue]) -> dict[str, tuple[str, ConfigValue]]:
     """With the types: True, 1 and 1.0 are equal and not the same setting."""
     return {name: (type(value).__name__, value) for name, value in configuration.items()}

@@ -24,7 +24,7 @@ from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
 from federated.manifest import ConfigValue, DeclaredQuery, Study
-from federated.model import PersonRows, Query, RandomBits
+from federated.model import Contribution, PersonRows, Query, RandomBits
 from federated.node import enrolment
 from federated.node.contact import ContactRequest
 from federated.node.guard import Admission, Guard
@@ -187,13 +187,15 @@ class NodeService:
 
         def prepare(request: ContactRequest, study: Study, declared: DeclaredQuery) -> None:
             _verify_run_id(request.run, facts)
-            query = summand.query = ports.query(declared.ask)
+            query = ports.query(declared.ask)
+            summand.asked, summand.study = query.begin(request.given), study.id
             plan = round_plan(
                 study,
                 declared,
                 query,
                 round_id=round_name(request),
                 taking_part=roster_of(request),
+                given=request.given,
             )
             # Whoever sends another plan than it told this node of gets no round, and costs nobody.
             parse_stage(Begin, ask.request, plan)
@@ -229,7 +231,8 @@ class _Summand:
     """The sum over those let in, read when the round asks for it."""
 
     ports: NodePorts
-    query: Query | None = None
+    asked: Contribution | None = None
+    study: str = ""
     admission: Admission | None = None
 
     def __call__(self) -> NDArray[np.int64]:
@@ -238,24 +241,25 @@ class _Summand:
         Whether an answer comes must not depend on rows: an answer that does not come is seen
         without any noise. So a person whose vector cannot be made counts as zeros.
         """
-        query, admission = self.query, self.admission
-        if query is None or admission is None:
+        asked, admission = self.asked, self.admission
+        if asked is None or admission is None:
             raise ProtocolError("The round has not begun.")
-        total = np.zeros(query.dimension, np.int64)
-        for _, rows in self.ports.guard.rows(admission, now=int(self.ports.now())):
-            total += self._bounded(query, rows)
+        total = np.zeros(asked.dimension, np.int64)
+        for person, rows in self.ports.guard.rows(admission, now=int(self.ports.now())):
+            if asked.asks(study=self.study, tag=self.ports.store.tag(person)):
+                total += self._bounded(asked, rows)
         return total
 
-    def _bounded(self, query: Query, rows: PersonRows) -> NDArray[np.int64]:
+    def _bounded(self, asked: Contribution, rows: PersonRows) -> NDArray[np.int64]:
         try:
-            vector = query.encode(rows, self.ports.random)
-            if vector.shape == (query.dimension,) and vector.dtype == np.int64:
-                return vector.clip(-query.bound, query.bound)
+            vector = asked.encode(rows, self.ports.random)
+            if vector.shape == (asked.dimension,) and vector.dtype == np.int64:
+                return vector.clip(-asked.bound, asked.bound)
             error = "shape"
         except Exception as caught:  # noqa: BLE001 - whatever rows make of it
             error = type(caught).__name__
         _LOG.error("federated.node.left_out", error=error)
-        return np.zeros(query.dimension, np.int64)
+        return np.zeros(asked.dimension, np.int64)
 
 
 def _verify_run_id(run: str, facts: Facts) -> None:

@@ -25,7 +25,8 @@ from audit.proof import parse_proof
 from federated.errors import BudgetExhaustedError, ManifestError
 from federated.manifest import Study, canonical_json
 from federated.model import PrivacyCost
-from federated.planning import composed_epsilon, read_ask, study_costs, verify_within
+from federated.planning import composed_epsilon, study_costs, verify_within
+from federated.questions import declared_question
 from federated.release.document import (
     FORMAT,
     cost_part,
@@ -160,7 +161,7 @@ def _verify_asked(found: Form, study: Study) -> None:
     if set(found.failures) != set(asked) - set(answered):
         raise ManifestError("The document does not say of each question what became of it.")
     for one in found.answers:
-        query = read_ask(study.query(one.query).ask)
+        query = declared_question(study.query(one.query).ask)
         least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
         if one.people < least or one.nodes < study.aggregation.minimum_survivors:
             raise ManifestError(

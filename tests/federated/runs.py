@@ -11,7 +11,7 @@ from pathlib import Path
 from federated.aggregation.bits import SystemBits
 from federated.code_hash import installed_code_hash
 from federated.deployment.node_files import NodeFiles
-from federated.deployment.node_process import declared_query, node_service
+from federated.deployment.node_process import node_service
 from federated.deployment.places import NodeKeys, ensure_node_keys
 from federated.draft import parse_study
 from federated.errors import (
@@ -26,6 +26,7 @@ from federated.node.keeper import FileKeeper
 from federated.node.receipts import Receipts
 from federated.node.service import NodeService
 from federated.node.store import Store
+from federated.questions import declared_question
 from federated.rounds import sign_reply
 from federated.signed_study import SignedStudy
 from federated.study_log import make_bundle
@@ -93,7 +94,7 @@ class World:
             exchange=self,
             ledger=self.ledger,
             roster={name: node.keys.identity_public for name, node in self.nodes.items()},
-            query=declared_query,
+            query=declared_question,
             prove=lambda size: make_bundle(self.log.directory, self.index, from_size=size).encode(),
             random=SystemBits(),
             participants=lambda name: [f"device:{name}"],
@@ -136,7 +137,7 @@ def opened(directory: Path, *, minimum_cohort: int = 6) -> Iterator[World]:
         "CODE": installed_code_hash(),
         "THRESHOLD": str(threshold),
         "COLLUDING": "1",
-        "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
+        "SCALE": str(float(declared_question(HOURS).sensitivity.l1)),
     }.items():
         text = text.replace(old, new)
     text = text.replace("minimum_cohort = 6", f"minimum_cohort = {minimum_cohort}")
@@ -176,7 +177,7 @@ def _node(name: str, directory: Path, keys: NodeKeys, parties: Parties, log: Stu
     agree(store)
     files = NodeFiles(superlink="", ca_file="", directory=str(directory), store="")
     return Node(
-        name=name, keys=keys, store=store, service=node_service(store, files, declared_query)
+        name=name, keys=keys, store=store, service=node_service(store, files, declared_question)
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from federated.analytics.plan import plan_query
 from federated.draft import parse_draft
-from federated.planning import StudyPlan, plan_study, read_ask
+from federated.planning import StudyPlan, plan_study
+from federated.questions import declared_question
 
 DRAFT = """
 id = "mood-2026"
@@ -53,7 +54,7 @@ def test_the_part_of_nodes_that_may_collude_is_foreseen(
     nodes: int | None, trust: str, weight: float
 ) -> None:
     found = planned(nodes, trust)
-    query = read_ask(found.study.queries[0].ask)
+    query = declared_question(found.study.queries[0].ask)
     expected = plan_query(query, epsilon=0.2, delta=0, people=400, weight=weight)
     assert found.queries[0].expected == expected.expected
     # It costs nobody more, and is not what the study says of its noise.

@@ -11,7 +11,7 @@ from federated.aggregation.plan import LARGEST_ROSTER, RoundPlan
 from federated.aggregation.schedule import noise_schedule
 from federated.errors import ProtocolError
 from federated.model import NoisePlan
-from federated.planning import read_ask
+from federated.questions import declared_question
 from federated.rounds import CLOSENESS, Roster, round_plan
 from tests.federated.studies import MemorySigner, study
 
@@ -23,7 +23,7 @@ def planned() -> RoundPlan:
     return round_plan(
         asked,
         declared,
-        read_ask(declared.ask),
+        declared_question(declared.ask),
         round_id="1-0",
         taking_part=Roster(keys=keys, people=dict.fromkeys(keys, 10)),
     )

@@ -16,11 +16,12 @@ import msgspec
 from federated.deployment import nursery
 from federated.deployment.fleet import FleetConnection
 from federated.deployment.node_files import NodeFiles
-from federated.deployment.node_process import access, declared_query, node_service, open_store
+from federated.deployment.node_process import access, node_service, open_store
 from federated.deployment.places import read_node_keys
 from federated.node import agent
 from federated.node.agent import RunFacts
 from federated.node.service import NodeService
+from federated.questions import declared_question
 from federated.rounds import sign_reply
 
 _SIGNATURE = 64
@@ -78,7 +79,7 @@ def live(arguments: list[str]) -> int:
     file = Path(arguments[0])
     files = msgspec.json.decode(file.read_bytes(), type=NodeFiles)
     store = open_store(files)
-    service = node_service(store, files, declared_query)
+    service = node_service(store, files, declared_question)
     (file.parent / "ready").touch()
     agent.serve(access(files), Faulty(service, file.parent))
     return 0

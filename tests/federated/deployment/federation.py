@@ -21,7 +21,6 @@ from federated.code_hash import installed_code_hash
 from federated.coordinator import Coordinator, StudyOutcome, link_access
 from federated.database import StudyDatabase
 from federated.deployment.certificates import Certificates
-from federated.deployment.node_process import declared_query
 from federated.deployment.places import Places, RosterFile
 from federated.deployment.processes import ChildProcess
 from federated.deployment.up import Federation
@@ -34,6 +33,7 @@ from federated.node.enrolment import Enrolment, parse_enrolment
 from federated.node.keeper import FileKeeper
 from federated.node.receipts import Receipts
 from federated.node.store import Store
+from federated.questions import declared_question
 from federated.signed_study import SignedStudy
 from federated.study_run import Deadlines
 from keys.private_files import read_private, write_private
@@ -97,7 +97,7 @@ class Running:
             "CODE": installed_code_hash(),
             "THRESHOLD": str(threshold),
             "COLLUDING": str(min(1, 2 * threshold - nodes - 1)),
-            "SCALE": str(float(declared_query(HOURS).sensitivity.l1)),
+            "SCALE": str(float(declared_question(HOURS).sensitivity.l1)),
             **(changes or {}),
         }.items():
             text = text.replace(old, new)
@@ -119,7 +119,7 @@ class Running:
             believed=parse_enrolment(read_private(self.places.federation)),
             ledger=ledger or self.ledger,
             log=self.log.directory,
-            query=declared_query,
+            query=declared_question,
             deadlines=deadlines or Deadlines(greet_s=20.0, stage_s=60.0),
         )
 

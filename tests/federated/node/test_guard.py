@@ -473,7 +473,7 @@ def test_refuses_what_costs_more_than_promised_or_nobody_knows_what(
     world: World, pricing: Callable[[Study, DeclaredQuery], PrivacyCost]
 ) -> None:
     asked = world.study()
-    world.ports = GuardPorts(price=pricing, code_hash=world.ports.code_hash)
+    world.ports = GuardPorts(price=pricing, rounds=lambda _: 1, code_hash=world.ports.code_hash)
     assert_refuses(world, "cost", world.request(asked), asked)
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from federated.aggregation.messages import Begin
 from federated.aggregation.messages import encode as encode_stage
-from federated.deployment.node_process import declared_query
 from federated.errors import CohortError, ProtocolError, RefusedError, StoreError
 from federated.model import PersonRows, PrivacyCost, Query, RandomBits
 from federated.node import enrolment
@@ -26,6 +25,7 @@ from federated.node.guard import Guard
 from federated.node.receipts import Receipts
 from federated.node.service import NodeService, roster_of, round_name
 from federated.node.store import Store
+from federated.questions import declared_question
 from federated.rounds import Ask, encode, parse, round_plan
 from federated.study_log import make_bundle
 from federated.study_run import STAGES
@@ -63,7 +63,7 @@ def asks(world: World, vector: Callable[[Query, PersonRows], NDArray[Any]]) -> N
     service = world.nodes[ME].service
 
     def query(ask: str) -> Query:
-        return Strange(declared_query(ask), vector)  # type: ignore[return-value]
+        return Strange(declared_question(ask), vector)  # type: ignore[return-value]
 
     service._ports = replace(service._ports, query=query)
 
@@ -102,7 +102,7 @@ def contact(world: World, **changes: object) -> bytes:
     study = world.signed.study
     declared = study.query("hours")
     plan = round_plan(
-        study, declared, declared_query(declared.ask), round_id=round_name(request),
+        study, declared, declared_question(declared.ask), round_id=round_name(request),
         taking_part=roster_of(request),
     )  # fmt: skip
     return encode(Ask(contact=request.encode(), request=encode_stage(Begin(plan.digest))))
@@ -135,7 +135,7 @@ def test_an_answer_comes_whatever_a_persons_rows_make_of_it(
 def test_one_persons_vector_counts_at_most_as_far_as_the_query_says(world: World) -> None:
     asks(world, huge)
     summand = services._Summand(ports=world.nodes[ME].service._ports)
-    summand.query = query = summand.ports.query(world.signed.study.queries[0].ask)
+    summand.asked = query = summand.ports.query(world.signed.study.queries[0].ask).begin(b"")
     begin(world)
     current = world.nodes[ME].service._round
     assert current is not None

@@ -56,7 +56,7 @@ class World:
         self.store = store
         self.parties = Parties()
         self.log = StudyLog(directory)
-        self.ports = GuardPorts(price=price, code_hash=CODE)
+        self.ports = GuardPorts(price=price, rounds=lambda _: 1, code_hash=CODE)
         self.budget = Budget(store, adding)
         self.consents = Consents(store)
         self.now = NOW

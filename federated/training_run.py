@@ -1,0 +1,354 @@
+"""The life of a training: round after round, so that it may be stopped at any moment and go on.
+
+Lives here: the order, what is kept between rounds, which rounds are lost, when it ends. One round's
+sum is `study_run`'s, the step from sums to weights `learning.strategies`, the file `checkpoints`.
+
+The whole training is one release, spread over rounds: its cost is reserved before the first is
+dispatched, on the nodes that take part in that, and only those are asked again. What is kept is
+written *before* a round is dispatched (that it was) and after its sum came (the new weights). A
+round that was dispatched and has no sum is lost and never asked again: its people were asked, and
+paid with the first. So nobody is asked more often than announced, whatever stops this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from federated.aggregation.bits import SystemBits
+from federated.errors import CheckpointError, CohortError, FederatedError, ProtocolError
+from federated.learning.factorisation import full_cohort
+from federated.learning.models import initial, parameters
+from federated.learning.privacy_audit import (
+    Audit,
+    AuditResult,
+    NoiseCheck,
+    draw_canaries,
+    lane_value,
+    parse_audit,
+)
+from federated.learning.round_query import TrainQuery, TrainRound
+from federated.learning.strategies import TrainingState, parse_state, start
+from federated.learning.training_cost import epsilon_so_far
+from federated.ledger import Reservation
+from federated.manifest import DeclaredQuery, Study
+from federated.model import NoisePlan, PrivacyCost
+from federated.study_run import RoundSum
+
+_LOG = structlog.get_logger("federated.training")
+#: So many rounds that come to nothing, one after the other, end the run; the training may go on.
+_PATIENCE: Final = 3
+
+type Say = Callable[[str], None]
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept between rounds. `asked` counts rounds dispatched, with sum or without.
+
+    `cohort`: the nodes that paid. `reservation`: its round's name in the ledger, empty before the
+    first round. `people`: of each round that has a sum. `ended` early by the declared rule.
+    """
+
+    study: str
+    query: str
+    state: bytes
+    audit: bytes = b""
+    cohort: tuple[str, ...] = ()
+    reservation: str = ""
+    asked: int = 0
+    people: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    #: Standard deviation of the noise of each round that has a sum, in integers.
+    ended: bool = False
+
+    def over(self, query: TrainQuery) -> bool:
+        """Whether nothing is to be asked any more."""
+        return self.ended or self.asked >= query.rounds
+
+
+class Checkpoints(Protocol):
+    """Where it is kept (`release.files.TrainingFiles`), by the training's name."""
+
+    def read(self, query: str) -> bytes | None:
+        """What was written last, or None. Raises `CheckpointError` if it cannot be read."""
+        ...
+
+    def write(self, query: str, data: bytes) -> None:
+        """Keep it, whole or not at all, durably. Raises `CheckpointError`."""
+        ...
+
+
+class Summing(Protocol):
+    """What a training needs of `study_run.StudyRun`."""
+
+    def sum(
+        self,
+        name: str,
+        round_number: int,
+        *,
+        given: bytes = b"",
+        among: Iterable[str] | None = None,
+        reserved: Reservation | None = None,
+        dispatching: Callable[[Reservation, Sequence[str]], None] = lambda *_: None,
+    ) -> RoundSum:
+        """As `StudyRun.sum`."""
+        ...
+
+    def spend(self, reservation: Reservation) -> None:
+        """As `StudyRun.spend`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPorts:
+    """What a training stands on. `reservation`: what is reserved under a round's name.
+
+    `still` raises if the study may not go on; it is looked at before each round.
+    """
+
+    run: Summing
+    checkpoints: Checkpoints
+    reservation: Callable[[str], Reservation | None]
+    say: Say = lambda _: None
+    still: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedOutcome:
+    """A finished training. `asked` rounds were dispatched, `summed` of them have a sum.
+
+    `people` and `nodes`: the fewest of any round. `epsilon` is what a person paid at the
+    question's δ; `audit` and `noise` what canaries found, if the training has any.
+    """
+
+    query: str
+    round_id: str
+    weights: NDArray[np.float64] = field(repr=False)
+    asked: int
+    summed: int
+    announced: int
+    people: int
+    nodes: int
+    cost: PrivacyCost
+    audit: AuditResult | None
+    noise: NoiseCheck | None
+
+    @property
+    def dropped(self) -> Mapping[str, str]:
+        """Nodes come back in later rounds: none is gone for the whole training."""
+        return {}
+
+
+def encode_kept(kept: Kept) -> bytes:
+    """The bytes of what is kept."""
+    return msgspec.msgpack.encode(kept)
+
+
+def parse_kept(data: bytes, *, study: Study, query: TrainQuery) -> Kept:
+    """Read it. Raises `CheckpointError` for what is cut, or another study's or training's."""
+    try:
+        kept = msgspec.msgpack.decode(data, type=Kept)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"What was kept of the training {query.name} is damaged: nobody can say which rounds "
+            "were asked, so it cannot go on."
+        ) from error
+    if (kept.study, kept.query) != (study.study_hash, query.name):
+        raise CheckpointError(f"What was kept is not of the training {query.name}.")
+    return kept
+
+
+@dataclass(slots=True, kw_only=True)
+class _Now:
+    """What a training knows while it goes on."""
+
+    kept: Kept
+    state: TrainingState
+    audit: Audit | None
+    reservation: Reservation | None = None
+    totals: list[NDArray[np.int64]] = field(default_factory=list)
+
+
+class Training:
+    """One training of a study. `train` begins it or goes on with it."""
+
+    def __init__(
+        self, study: Study, declared: DeclaredQuery, query: TrainQuery, ports: TrainingPorts
+    ) -> None:
+        self._study = study
+        self._declared = declared
+        self._query = query
+        self._ports = ports
+        self._id = bytes.fromhex(study.study_hash)
+
+    def train(self, first_number: int) -> TrainedOutcome:
+        """Ask all rounds that were not asked yet; return the model.
+
+        Rounds are numbered from `first_number`. Raises `CohortError` where too many rounds come to
+        nothing: what is done is kept, and another run goes on from there. Raises besides what
+        `StudyRun.sum` and `still` raise, and `CheckpointError`.
+        """
+        now = self._begun()
+        if now.kept.asked and not now.kept.over(self._query):
+            self._say(now, "going on")
+        fruitless = 0
+        while not now.kept.over(self._query):
+            self._ports.still()
+            before = now.kept.asked
+            try:
+                self._round(now, first_number + before)
+                fruitless = 0
+            except (CohortError, ProtocolError) as error:
+                fruitless += 1
+                lost = "lost" if now.kept.asked > before else "not asked"
+                self._ports.say(f"{self._query.name}: round {before + 1} {lost}: {error}")
+                if fruitless >= _PATIENCE:
+                    raise CohortError(
+                        f"{fruitless} rounds of {self._query.name} came to nothing, the last since: "
+                        f"{error} {now.kept.asked} of {self._query.rounds} rounds were asked; run "
+                        "the study again to go on from there."
+                    ) from error
+        return self._outcome(now)
+
+    # --- Before the first round, or where it stopped ---------------------------------------------
+
+    def _begun(self) -> _Now:
+        query, data = self._query, self._ports.checkpoints.read(self._query.name)
+        if data is None:
+            audit = None
+            if query.canaries:
+                audit = Audit(canaries=draw_canaries(query.canaries, SystemBits()))
+            state = start(initial(query.spec, seed=self._id), clip=query.spec.clip)
+            kept = Kept(study=self._study.study_hash, query=query.name, state=b"")
+            return _Now(kept=kept, state=state, audit=audit)
+        kept = parse_kept(data, study=self._study, query=query)
+        reservation = self._ports.reservation(kept.reservation) if kept.reservation else None
+        if kept.asked and reservation is None:
+            raise CheckpointError(
+                f"The ledger knows nothing of the training {query.name} that was begun: mend the "
+                "ledger first."
+            )
+        return _Now(
+            kept=kept,
+            state=parse_state(kept.state, study=self._id),
+            audit=parse_audit(kept.audit, study=self._id) if query.canaries else None,
+            reservation=reservation,
+        )
+
+    # --- One round -------------------------------------------------------------------------------
+
+    def _round(self, now: _Now, number: int) -> None:
+        query = self._query
+        asked = query.at(now.state.weights, clip=now.state.clip)
+
+        def dispatching(reservation: Reservation, nodes: Sequence[str]) -> None:
+            """From here on the round is asked, whatever becomes of it."""
+            now.reservation = reservation
+            first = not now.kept.cohort
+            now.kept = replace_kept(
+                now,
+                self._id,
+                asked=now.kept.asked + 1,
+                cohort=tuple(nodes) if first else now.kept.cohort,
+                reservation=reservation.round,
+            )
+            self._ports.checkpoints.write(query.name, encode_kept(now.kept))
+
+        found = self._ports.run.sum(
+            query.name,
+            number,
+            given=query.give(now.state.weights, clip=now.state.clip),
+            among=now.kept.cohort or None,
+            reserved=now.reservation,
+            dispatching=dispatching,
+        )
+        self._step(now, asked, found)
+
+    def _step(self, now: _Now, asked: TrainRound, found: RoundSum) -> None:
+        query, total = self._query, found.result.total
+        heard = asked.decode(total, noise=found.noise, people=found.people)
+        size = parameters(query.spec)
+        try:
+            state = query.strategy.step(
+                now.state,
+                total[:size],
+                people=found.people,
+                # Who is held out counts among the people and brings nothing.
+                unit=asked.unit / (1 - query.spec.held_out),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"The weights of {query.name} ran away in round {now.kept.asked}: choose a smaller "
+                "rate or clip."
+            ) from error
+        if query.adaptive is not None and heard.unclipped is not None:
+            state = replace(state, clip=query.adaptive.following(state.clip, heard.unclipped))
+        now.state = state
+        if now.audit is not None:
+            now.audit = now.audit.after(heard.lanes, shift=lane_value(query.one_round))
+        now.totals.append(total[:size])
+        rule, deviation = query.stop, found.noise.scale
+        ended = rule is not None and rule.stops(now.totals, deviation=deviation)
+        now.kept = replace_kept(
+            now,
+            self._id,
+            people=(*now.kept.people, found.people),
+            nodes=(*now.kept.nodes, len(found.result.survivors)),
+            ended=ended,
+        )
+        self._ports.checkpoints.write(query.name, encode_kept(now.kept))
+        self._say(now, f"{len(found.result.survivors)} nodes, {found.people:,} people")
+
+    def _say(self, now: _Now, what: str) -> None:
+        query, done = self._query, now.kept.asked
+        spent = epsilon_so_far(
+            self._declared.noise,
+            query.one_round,
+            participation=full_cohort(query.rounds),
+            done=done,
+            delta=self._declared.delta,
+        )
+        self._ports.say(
+            f"{query.name}: round {done} of {query.rounds}, {what}; ε = {spent:.2f} so far of "
+            f"{self._declared.epsilon:.3g}, at δ = {self._declared.delta:.1g}"
+        )
+
+    # --- The end ---------------------------------------------------------------------------------
+
+    def _outcome(self, now: _Now) -> TrainedOutcome:
+        query, kept, reservation = self._query, now.kept, now.reservation
+        if reservation is None or not kept.people:
+            raise CohortError(
+                f"No round of {query.name} has a sum: there is no model. What it cost stays spent."
+            )
+        self._ports.run.spend(reservation)
+        audit = noise = None
+        if now.audit is not None:
+            audit = now.audit.result(epsilon=reservation.cost.epsilon, delta=reservation.cost.delta)
+            noise = now.audit.noise(self._declared.noise)
+        return TrainedOutcome(
+            query=query.name,
+            round_id=reservation.round,
+            weights=now.state.released,
+            asked=kept.asked,
+            summed=len(kept.people),
+            announced=query.rounds,
+            people=min(kept.people),
+            nodes=min(kept.nodes),
+            cost=reservation.cost,
+            audit=audit,
+            noise=noise,
+        )
+
+
+def replace_kept(now: _Now, study: bytes, **changes: object) -> Kept:
+    """What is kept, with the state and audit of now."""
+    audit = b"" if now.audit is None else now.audit.to_bytes(study=study)
+    state = now.state.to_bytes(study=study)
+    return msgspec.structs.replace(now.kept, state=state, audit=audit, **changes)
