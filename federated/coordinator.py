@@ -19,6 +19,7 @@ from audit.files import read_bounded
 from audit.note import MAX_NOTE_BYTES
 from audit.recovery import CHECKPOINT
 from federated.aggregation.bits import SystemBits
+from federated.conduct import Conduct, numbers_of
 from federated.deployment.link import Link, LinkAccess
 from federated.deployment.places import Places, RosterFile, read_roster
 from federated.errors import (
@@ -52,6 +53,8 @@ from federated.study_run import (
     Say,
     StudyRun,
 )
+from federated.training_files import TrainingFiles
+from federated.training_run import TrainedOutcome
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -72,7 +75,7 @@ __all__ = ["Coordinator", "StudyOutcome", "link_access"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOutcome:
-    """What a run gave: an answer for each question, or why there is none.
+    """What a run gave: an answer or a model for each question, or why there is none.
 
     `bundle` proves the study's publication to whoever gets the answers.
     """
@@ -80,6 +83,7 @@ class StudyOutcome:
     run_id: int
     bundle: StudyBundle
     answers: Sequence[RoundOutcome]
+    models: Sequence[TrainedOutcome]
     failures: Mapping[str, str]
 
 
@@ -106,6 +110,10 @@ class StudyLedger(Protocol):
         """As `Ledger.charges`."""
         ...
 
+    def reservation(self, *, study: str, round_id: str) -> Reservation | None:
+        """As `Ledger.reservation`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinStudy:
@@ -130,6 +138,10 @@ class WithinStudy:
         """As `Ledger.spend`."""
         self.ledger.spend(reservation)
 
+    def reservation(self, round_id: str) -> Reservation | None:
+        """What is reserved under a round's name."""
+        return self.ledger.reservation(study=self.study.study_hash, round_id=round_id)
+
     def verify_room(self, costs: Sequence[PrivacyCost]) -> None:
         """Prove that a run of these costs still fits. Raises `BudgetExhaustedError`."""
         before = [one.cost for one in self.ledger.charges(self.study.study_hash)]
@@ -137,34 +149,35 @@ class WithinStudy:
 
 
 class Asking(Protocol):
-    """What `ask_all` needs of `federated.study_run.StudyRun`."""
+    """What `ask_all` needs of `federated.conduct.Conduct`."""
 
-    def ask(self, name: str, round_number: int) -> RoundOutcome:
-        """As `StudyRun.ask`."""
+    def ask(self, name: str, round_number: int) -> RoundOutcome | TrainedOutcome:
+        """As `Conduct.ask`."""
         ...
 
 
 def ask_all(
     run: Asking,
-    names: Sequence[str],
+    names: Mapping[str, int],
     *,
     say: Say = lambda _: None,
     still: Callable[[], None] = lambda: None,
     aside: Callable[[], str] = lambda: "",
-) -> tuple[Sequence[RoundOutcome], Mapping[str, str]]:
+) -> tuple[Sequence[RoundOutcome | TrainedOutcome], Mapping[str, str]]:
     """Ask one question after the other; return what was answered, and why the others were not.
 
     What was answered has cost something and is kept, whatever comes after. A round that comes to
     nothing, or a budget that one question exceeds, does not keep the next from being asked; ledger,
     log or deployment failing, Ctrl-C or a mistake does, and so does what `still`, looked at before
     each, raises. Raises the first such error if nothing was answered: there is nothing to lose
-    then. `aside` says what else is known about a round that came to nothing.
+    then. `names` has the number of each question's first round. `aside` says what else is known
+    about a round that came to nothing.
     """
-    answers: list[RoundOutcome] = []
+    answers: list[RoundOutcome | TrainedOutcome] = []
     failures: dict[str, str] = {}
     first: BaseException | None = None
     over = False
-    for number, name in enumerate(names):
+    for name, number in names.items():
         if over:
             failures[name] = "It was not asked: what failed before stopped the run."
             continue
@@ -225,7 +238,8 @@ class _Waiting:
 class Coordinator:
     """What runs studies.
 
-    `log` is the directory of the study log, `query` reads a query's declaration, `believed` is what
+    `log` is the directory of the study log, `trainings` that of trainings under way; `query` reads
+    a query's declaration, `believed` is what
     nodes are enrolled with. `wait` lets time pass, in seconds.
     """
 
@@ -234,6 +248,7 @@ class Coordinator:
     believed: Enrolment
     ledger: StudyLedger
     log: Path
+    trainings: Path
     query: Callable[[str], Query]
     deadlines: Deadlines = field(default_factory=Deadlines)
     level: float = 0.95
@@ -263,28 +278,44 @@ class Coordinator:
             )
         index = find_published(self.log, study.study_hash)
         bundle = self._published(index, study.study_hash, _Waiting(self.wait))
-        names = tuple(queries) or tuple(query.name for query in study.queries)
-        declared = [study.query(name) for name in names]
+        numbers = numbers_of(study)
+        names = {name: numbers[study.query(name).name] for name in queries} or numbers
         ledger = WithinStudy(study=study, ledger=self.ledger)
-        ledger.verify_room([answer_price(one, self.query(one.ask)) for one in declared])
+        files = TrainingFiles(directory=self.trainings, study_hash=study.study_hash)
+        # What was reserved for a training that goes on is reserved already.
+        new = [study.query(name) for name in names if files.read(name) is None]
+        ledger.verify_room([answer_price(one, self.query(one.ask)) for one in new])
         link = Link(self.access)
         say(f"starting a run of {study.id}")
         run_id = link.start(signed.encode(), study.run_configuration())
         done: list[StudyOutcome] = []
 
-        def conduct(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
+        def run(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
             from federated.deployment.grid import GridExchange
 
             exchange = GridExchange(grid)
-            run = self._run(exchange, signed, index, ledger, run_id, say)
-            answers, failures = ask_all(
-                run, names, say=say, still=still, aside=lambda: _AWAY if exchange.away else ""
+            conduct = Conduct(
+                study=study,
+                run=self._run(exchange, signed, index, ledger, run_id, say),
+                checkpoints=files,
+                reservation=ledger.reservation,
+                say=say,
+                still=still,
+            )
+            found, failures = ask_all(
+                conduct, names, say=say, still=still, aside=lambda: _AWAY if exchange.away else ""
             )
             done.append(
-                StudyOutcome(run_id=run_id, bundle=bundle, answers=answers, failures=failures)
+                StudyOutcome(
+                    run_id=run_id,
+                    bundle=bundle,
+                    answers=[one for one in found if isinstance(one, RoundOutcome)],
+                    models=[one for one in found if isinstance(one, TrainedOutcome)],
+                    failures=failures,
+                )
             )
 
-        link.execute(run_id, conduct)
+        link.execute(run_id, run)
         if not done:
             raise DeploymentError("The run ended without being conducted.")
         return done[0]

@@ -1,7 +1,7 @@
 """The life of a training: round after round, so that it may be stopped at any moment and go on.
 
 Lives here: the order, what is kept between rounds, which rounds are lost, when it ends. One round's
-sum is `study_run`'s, the step from sums to weights `learning.strategies`, the file `checkpoints`.
+sum is `study_run`'s, the step from sum to weights `learning.strategies`, the file `training_files`.
 
 The whole training is one release, spread over rounds: its cost is reserved before the first is
 dispatched, on the nodes that take part in that, and only those are asked again. What is kept is
@@ -18,19 +18,17 @@ from typing import Final, Protocol
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SystemBits
-from federated.errors import CheckpointError, CohortError, FederatedError, ProtocolError
+from federated.errors import CheckpointError, CohortError, ProtocolError
+from federated.learning.canaries import draw_canaries, lane_value
 from federated.learning.factorisation import full_cohort
 from federated.learning.models import initial, parameters
 from federated.learning.privacy_audit import (
     Audit,
     AuditResult,
     NoiseCheck,
-    draw_canaries,
-    lane_value,
     parse_audit,
 )
 from federated.learning.round_query import TrainQuery, TrainRound
@@ -38,10 +36,9 @@ from federated.learning.strategies import TrainingState, parse_state, start
 from federated.learning.training_cost import epsilon_so_far
 from federated.ledger import Reservation
 from federated.manifest import DeclaredQuery, Study
-from federated.model import NoisePlan, PrivacyCost
+from federated.model import PrivacyCost
 from federated.study_run import RoundSum
 
-_LOG = structlog.get_logger("federated.training")
 #: So many rounds that come to nothing, one after the other, end the run; the training may go on.
 _PATIENCE: Final = 3
 
@@ -64,7 +61,6 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     asked: int = 0
     people: tuple[int, ...] = ()
     nodes: tuple[int, ...] = ()
-    #: Standard deviation of the noise of each round that has a sum, in integers.
     ended: bool = False
 
     def over(self, query: TrainQuery) -> bool:
@@ -73,7 +69,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Checkpoints(Protocol):
-    """Where it is kept (`release.files.TrainingFiles`), by the training's name."""
+    """Where it is kept (`training_files.TrainingFiles`), by the training's name."""
 
     def read(self, query: str) -> bytes | None:
         """What was written last, or None. Raises `CheckpointError` if it cannot be read."""
@@ -210,8 +206,8 @@ class Training:
                 self._ports.say(f"{self._query.name}: round {before + 1} {lost}: {error}")
                 if fruitless >= _PATIENCE:
                     raise CohortError(
-                        f"{fruitless} rounds of {self._query.name} came to nothing, the last since: "
-                        f"{error} {now.kept.asked} of {self._query.rounds} rounds were asked; run "
+                        f"{fruitless} rounds of {self._query.name} came to nothing, the last "
+                        f"since: {error} {now.kept.asked} of {self._query.rounds} rounds were asked; run "
                         "the study again to go on from there."
                     ) from error
         return self._outcome(now)
@@ -288,7 +284,9 @@ class Training:
                 "rate or clip."
             ) from error
         if query.adaptive is not None and heard.unclipped is not None:
-            state = replace(state, clip=query.adaptive.following(state.clip, heard.unclipped))
+            # Whoever brings nothing counts as half within the clip.
+            unclipped = 0.5 + (heard.unclipped - 0.5) / (1 - query.spec.held_out)
+            state = replace(state, clip=query.adaptive.following(state.clip, unclipped))
         now.state = state
         if now.audit is not None:
             now.audit = now.audit.after(heard.lanes, shift=lane_value(query.one_round))

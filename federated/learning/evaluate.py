@@ -140,6 +140,10 @@ class EvaluateQuery:
         """As `model.Query`: `given` are the weights."""
         return self.at(given_numbers(given, parameters(self.spec)))
 
+    def give(self, weights: NDArray[np.float64]) -> bytes:
+        """What `begin` reads."""
+        return weights.astype("<f8").tobytes()
+
     def at(self, weights: NDArray[np.float64]) -> EvaluateRound:
         """The question for these weights. Raises `ManifestError` if it cannot be asked."""
         kind = EvaluateClass if self.spec.label.is_class else EvaluateNumber
