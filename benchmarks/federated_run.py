@@ -67,6 +67,7 @@ def main(told: dict[str, str]) -> None:
             believed=parse_enrolment(read_private(places.federation)),
             ledger=ledger,
             log=log,
+            trainings=places.directory / "trainings",
             query=declared_question,
         )
         stamps: list[tuple[str, float]] = []

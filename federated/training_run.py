@@ -207,8 +207,8 @@ class Training:
                 if fruitless >= _PATIENCE:
                     raise CohortError(
                         f"{fruitless} rounds of {self._query.name} came to nothing, the last "
-                        f"since: {error} {now.kept.asked} of {self._query.rounds} rounds were asked; run "
-                        "the study again to go on from there."
+                        f"since: {error} {now.kept.asked} of {self._query.rounds} rounds were "
+                        "asked; run the study again to go on from there."
                     ) from error
         return self._outcome(now)
 

@@ -277,6 +277,7 @@ class _Runner:
             believed=_federation(self.places),
             ledger=self.ledger,
             log=log,
+            trainings=Path(self.settings.federated.reports_directory) / "trainings",
             query=declared_question,
             deadlines=Deadlines(greet_s=own.greet_s, stage_s=own.stage_s),
             level=own.level,
@@ -288,6 +289,7 @@ class _Runner:
             standing,
             signed,
             outcome.answers,
+            models=outcome.models,
             failures=outcome.failures,
             bundle=outcome.bundle,
             origin=self.settings.audit.origin,
@@ -296,10 +298,16 @@ class _Runner:
             at=time.time(),
         )
         # A run without an answer takes the place of no earlier one.
-        answer_hash = self.reports.keep(study, document) if outcome.answers else ""
+        answered = bool(outcome.answers or outcome.models)
+        answer_hash = self.reports.keep(study, document) if answered else ""
         lines = [
             f"{one.query}: answered, {one.people:,} people at {one.nodes} nodes"
             for one in outcome.answers
+        ]
+        lines += [
+            f"{one.query}: trained, {one.people:,} people at {one.nodes} nodes in {one.summed} of "
+            f"{one.announced} rounds"
+            for one in outcome.models
         ]
         lines += [f"{name}: no answer. {why}" for name, why in outcome.failures.items()]
         return RunResult(lines=lines, answer_hash=answer_hash, failures=outcome.failures)

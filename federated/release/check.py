@@ -18,11 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from audit.errors import AuditError
 from audit.note import VerifierKey
 from audit.proof import parse_proof
 from federated.errors import BudgetExhaustedError, ManifestError
+from federated.learning.models import parameters
+from federated.learning.round_query import TrainQuery
 from federated.manifest import Study, canonical_json
 from federated.model import PrivacyCost
 from federated.planning import composed_epsilon, study_costs, verify_within
@@ -30,11 +33,12 @@ from federated.questions import declared_question
 from federated.release.document import (
     FORMAT,
     cost_part,
+    model_weights,
     privacy_part,
     study_part,
     trust_part,
 )
-from federated.release.form import Answered, Cost, Form, parse_form
+from federated.release.form import Answered, Cost, Form, Trained, parse_form
 from federated.signed_study import SignedStudy, TrustedKeys, parse_signed_study, verify_study
 from federated.standing import verify_enrolled
 from federated.study_log import Remembered, StudyBundle, verify_bundle
@@ -53,6 +57,19 @@ COORDINATORS_WORD: Final = (
     "answers[].estimates[].level",
     "answers[].estimates[].unit",
     "answers[].cautions[]",
+    "models[].people",
+    "models[].nodes",
+    "models[].asked",
+    "models[].summed",
+    "models[].weights",
+    "models[].audit.lower_bound",
+    "models[].audit.confidence",
+    "models[].audit.guesses",
+    "models[].audit.correct",
+    "models[].noise.share",
+    "models[].noise.short[]",
+    "models[].noise.false_alarm",
+    "models[].noise.passed",
     "failures.*",
     "approvals[].at",
     "approvals[].log_index",
@@ -126,7 +143,7 @@ def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> 
     costs = study_costs(study)
     _verify_asked(found, study)
     charged = {one.round: _known(one.cost, list(costs.values())) for one in found.privacy.charged}
-    for one in found.answers:
+    for one in found.parts():
         if one.round not in charged or charged[one.round] != costs[one.query]:
             raise ManifestError(f"The answer {one.query} cost another sum than was charged.")
     return {
@@ -139,6 +156,7 @@ def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> 
         ),
         "trust": trust_part(study),
         "answers": [_answer(one, study, costs[one.query]) for one in found.answers],
+        "models": [_answer(one, study, costs[one.query]) for one in found.models],
         "failures": dict(found.failures),
         "approvals": _approvals(found, signed, proof),
         "evidence": {
@@ -152,23 +170,43 @@ def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> 
 
 def _verify_asked(found: Form, study: Study) -> None:
     """Each question is answered, in the study's order and by enough people, or has a reason."""
-    answered = [one.query for one in found.answers]
     asked = [query.name for query in study.queries]
-    if [name for name in asked if name in answered] != answered:
-        raise ManifestError(
-            "The document answers what the study does not ask, or in another order."
-        )
-    if set(found.failures) != set(asked) - set(answered):
+    answered: set[str] = set()
+    for listed in (found.answers, found.models):
+        names = [one.query for one in listed]
+        if [name for name in asked if name in names] != names:
+            raise ManifestError(
+                "The document answers what the study does not ask, or in another order."
+            )
+        answered |= set(names)
+    if set(found.failures) != set(asked) - answered:
         raise ManifestError("The document does not say of each question what became of it.")
-    for one in found.answers:
+    for one in found.parts():
         query = declared_question(study.query(one.query).ask)
+        if isinstance(one, Trained) != isinstance(query, TrainQuery):
+            raise ManifestError(f"The document says of {one.query} what it cannot be.")
+        if isinstance(one, Trained) and isinstance(query, TrainQuery):
+            _verify_model(one, query)
         least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
         if one.people < least or one.nodes < study.aggregation.minimum_survivors:
             raise ManifestError(
                 f"The answer {one.query} has fewer people or nodes than was approved."
             )
-        if not one.round.startswith(f"{found.run.id}-") or not found.run.id.isdecimal():
+        run = one.round.partition("-")[0]
+        # A training may have begun in an earlier run of the study.
+        if not (run == found.run.id or (isinstance(one, Trained) and run.isdecimal())):
             raise ManifestError(f"The answer {one.query} is of another run.")
+    if not found.run.id.isdecimal():
+        raise ManifestError("The document is of no run.")
+
+
+def _verify_model(one: Trained, query: TrainQuery) -> None:
+    """Its weights are a model of the declaration; it was audited as that says."""
+    weights = model_weights({"weights": one.weights})
+    if weights.shape != (parameters(query.spec),) or not np.isfinite(weights).all():
+        raise ManifestError(f"The weights of {one.query} are no such model.")
+    if one.asked > query.rounds or (one.audit.canaries if one.audit else 0) != query.canaries:
+        raise ManifestError(f"The model {one.query} was trained or audited otherwise than signed.")
 
 
 def _known(given: Cost, costs: Sequence[PrivacyCost]) -> PrivacyCost:
@@ -200,7 +238,7 @@ def _total(found: Form, study: Study, costs: Sequence[PrivacyCost]) -> float:
     return given if math.isclose(given, total, rel_tol=_SAME) else total
 
 
-def _answer(one: Answered, study: Study, cost: PrivacyCost) -> dict[str, Any]:
+def _answer(one: Answered | Trained, study: Study, cost: PrivacyCost) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(one),
         "ask": json.loads(study.query(one.query).ask),

@@ -11,10 +11,14 @@ the study log. Whoever has the public keys can check both without asking anybody
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from audit.proof import parse_proof
 from federated.errors import LedgerError, ManifestError
@@ -26,6 +30,9 @@ from federated.signed_study import SignedStudy
 from federated.standing import Standing
 from federated.study_log import StudyBundle
 from federated.study_store import Step
+
+if TYPE_CHECKING:
+    from federated.learning.privacy_audit import AuditResult, NoiseCheck
 
 FORMAT: Final = "havengate/release/v1"
 MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024
@@ -71,11 +78,66 @@ class AnsweredRound(Protocol):
         ...
 
 
+class TrainedModel(Protocol):
+    """What a release needs of `federated.training_run.TrainedOutcome`."""
+
+    @property
+    def query(self) -> str:
+        """The training's name."""
+        ...
+
+    @property
+    def round_id(self) -> str:
+        """The name in the ledger of the round that reserved for all."""
+        ...
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """As `learning.models` orders them, shape (parameters,)."""
+        ...
+
+    @property
+    def asked(self) -> int:
+        """Rounds that people were asked in."""
+        ...
+
+    @property
+    def summed(self) -> int:
+        """Rounds that came to a sum."""
+        ...
+
+    @property
+    def cost(self) -> PrivacyCost:
+        """What all rounds cost each person."""
+        ...
+
+    @property
+    def people(self) -> int:
+        """The fewest of any round."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """The fewest of any round."""
+        ...
+
+    @property
+    def audit(self) -> AuditResult | None:
+        """What guessing canaries proved."""
+        ...
+
+    @property
+    def noise(self) -> NoiseCheck | None:
+        """How much noise was in the canaries' places."""
+        ...
+
+
 def make_document(
     standing: Standing,
     signed: SignedStudy,
     answers: Sequence[AnsweredRound],
     *,
+    models: Sequence[TrainedModel] = (),
     failures: Mapping[str, str],
     bundle: StudyBundle,
     origin: str,
@@ -100,6 +162,7 @@ def make_document(
         ),
         "trust": trust_part(study),
         "answers": [_answer(study, one) for one in answers],
+        "models": [_model(study, one) for one in models],
         "failures": dict(failures),
         "approvals": [
             _approval(step, published=published) for step in standing.record.of("propose", *_WORDS)
@@ -209,6 +272,47 @@ def _answer(study: Study, one: AnsweredRound) -> dict[str, Any]:
         "cautions": list(one.answer.cautions),
         "cost": cost_part(one.cost),
     }
+
+
+def _model(study: Study, one: TrainedModel) -> dict[str, Any]:
+    audit, noise = one.audit, one.noise
+    return {
+        "query": one.query,
+        "round": one.round_id,
+        "ask": json.loads(study.query(one.query).ask),
+        "people": one.people,
+        "nodes": one.nodes,
+        "asked": one.asked,
+        "summed": one.summed,
+        "weights": base64.b64encode(one.weights.astype("<f8").tobytes()).decode(),
+        "cost": cost_part(one.cost),
+        "audit": None
+        if audit is None
+        else {
+            "lower_bound": audit.lower_bound,
+            "confidence": audit.confidence,
+            "canaries": audit.canaries,
+            "guesses": audit.guesses,
+            "correct": audit.correct,
+        },
+        "noise": None
+        if noise is None
+        else {
+            "share": noise.share,
+            "short": list(noise.short),
+            "false_alarm": noise.false_alarm,
+            "passed": noise.passed,
+        },
+    }
+
+
+def model_weights(model: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The weights of a document's model. Raises `ManifestError` for what is no such text."""
+    try:
+        raw = base64.b64decode(model["weights"], validate=True)
+        return np.frombuffer(raw, dtype="<f8").astype(np.float64)
+    except (binascii.Error, ValueError, TypeError, KeyError) as error:
+        raise ManifestError("The weights in the document are malformed.") from error
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

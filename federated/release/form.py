@@ -76,6 +76,41 @@ class Answered(_Part, frozen=True, kw_only=True):
     cost: Cost
 
 
+class Audited(_Part, frozen=True, kw_only=True):
+    """What guessing canaries proved."""
+
+    lower_bound: float
+    confidence: float
+    canaries: int
+    guesses: int
+    correct: int
+
+
+class Noise(_Part, frozen=True, kw_only=True):
+    """How much noise was in the canaries' places, as a share of the planned variance."""
+
+    share: float
+    short: list[int]
+    false_alarm: float
+    passed: bool
+
+
+class Trained(_Part, frozen=True, kw_only=True):
+    """One training's model."""
+
+    query: str
+    round: str
+    ask: dict[str, Any]
+    people: int
+    nodes: int
+    asked: int
+    summed: int
+    weights: str
+    cost: Cost
+    audit: Audited | None
+    noise: Noise | None
+
+
 class Approved(_Part, frozen=True, kw_only=True):
     """One step of the paper trail."""
 
@@ -110,10 +145,15 @@ class Form(_Part, frozen=True, kw_only=True):
     privacy: Privacy
     trust: dict[str, Any]
     answers: list[Answered]
+    models: list[Trained]
     failures: dict[str, str]
     approvals: list[Approved]
     evidence: Evidence
     run: Run
+
+    def parts(self) -> list[Answered | Trained]:
+        """What the run gave: answers and models."""
+        return [*self.answers, *self.models]
 
 
 def parse_form(document: Mapping[str, Any]) -> Form:
@@ -125,6 +165,8 @@ def parse_form(document: Mapping[str, Any]) -> Form:
     _verify_lists(found)
     for one in found.answers:
         _verify_answer(one)
+    for model in found.models:
+        _verify_model(model)
     texts = [*found.failures.values(), *(text for one in found.answers for text in one.cautions)]
     if not all(text and text.isprintable() and len(text) <= MAX_TEXT for text in texts):
         raise ManifestError("A failure or caution is not one line of printable text.")
@@ -133,8 +175,8 @@ def parse_form(document: Mapping[str, Any]) -> Form:
 
 def _verify_lists(found: Form) -> None:
     for what, names in (
-        ("questions", [one.query for one in found.answers]),
-        ("rounds", [one.round for one in found.answers]),
+        ("questions", [one.query for one in found.parts()]),
+        ("rounds", [one.round for one in found.parts()]),
         ("charged rounds", [one.round for one in found.privacy.charged]),
         ("keys", [one.key for one in found.approvals]),
     ):
@@ -150,6 +192,28 @@ def _verify_lists(found: Form) -> None:
 def _verify_rising(what: str, numbers: Sequence[int]) -> None:
     if any(later < earlier for earlier, later in zip([0, *numbers], numbers, strict=False)):
         raise ManifestError(f"The document's {what} are not in the order of time.")
+
+
+def _verify_model(one: Trained) -> None:
+    if one.nodes < 1 or not 1 <= one.summed <= one.asked:
+        raise ManifestError(f"The model {one.query} counts nodes or rounds that cannot be.")
+    audit, noise = one.audit, one.noise
+    if (audit is None) != (noise is None):
+        raise ManifestError(f"The model {one.query} was audited in half.")
+    if audit is not None and not (
+        math.isfinite(audit.lower_bound)
+        and audit.lower_bound >= 0
+        and 0 < audit.confidence < 1
+        and 0 <= audit.correct <= audit.guesses <= audit.canaries
+    ):
+        raise ManifestError(f"The audit of the model {one.query} counts what cannot be.")
+    if noise is not None and not (
+        math.isfinite(noise.share)
+        and noise.share >= 0
+        and 0 < noise.false_alarm < 1
+        and all(0 <= number < one.summed for number in noise.short)
+    ):
+        raise ManifestError(f"The noise of the model {one.query} is none.")
 
 
 def _verify_answer(one: Answered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from federated.errors import (
     FederatedError,
 )
 from federated.ledger import Ledger
-from federated.manifest import roster_hash
+from federated.manifest import Study, roster_hash
 from federated.node.agent import RunFacts
+from federated.node.consent import Consents, Scope
 from federated.node.contact import Question
 from federated.node.enrolment import Enrolment, enrol
 from federated.node.keeper import FileKeeper
@@ -31,7 +33,7 @@ from federated.rounds import sign_reply
 from federated.signed_study import SignedStudy
 from federated.study_log import make_bundle
 from federated.study_run import Patience, RoundOutcome, RunPorts, StudyRun
-from tests.federated.deployment.federation import HOURS, PEOPLE, STUDY, agree
+from tests.federated.deployment.federation import HOURS, PEOPLE, STUDY
 from tests.federated.ledgers import MemoryLog, close_all, make_ledger
 from tests.federated.node.tables import fill
 from tests.federated.studies import ORIGIN, Parties, StudyLog
@@ -67,6 +69,8 @@ class World:
     asked: list[str] = field(default_factory=list)
     #: For how many people a node may say that it speaks, by its enrolment.
     most_people: int = len(PEOPLE)
+    #: Flower's id of the run that is on.
+    run_id: int = RUN
 
     def ask(
         self, stage: str, payloads: Mapping[str, bytes], patience: Patience
@@ -74,7 +78,7 @@ class World:
         self.asked.append(stage)
         answers = {}
         for name, payload in payloads.items():
-            facts = RunFacts(run_id=RUN, configuration=self.configuration)
+            facts = RunFacts(run_id=self.run_id, configuration=self.configuration)
             try:
                 reply: bytes | None = self.nodes[name].service.respond(facts, stage, payload)
             except FederatedError:
@@ -87,6 +91,7 @@ class World:
         return answers
 
     def run(self, *, round_number: int = 0, run_id: int = RUN) -> RoundOutcome:
+        self.run_id = run_id
         return StudyRun(self.signed, self.ports(), run_id=run_id).ask("hours", round_number)
 
     def ports(self) -> RunPorts:
@@ -124,16 +129,12 @@ class World:
 @contextmanager
 def opened(directory: Path, *, minimum_cohort: int = 6) -> Iterator[World]:
     """The world, in a directory; closed again at the end."""
-    parties, log, recorded = Parties(), StudyLog(directory), MemoryLog()
-    names = [f"node-{number}" for number in range(1, NODES + 1)]
-    keys = {name: ensure_node_keys(directory / name) for name in names}
     now, threshold = int(time.time()), 4
     text = STUDY
     for old, new in {
         "ID": "hours-0",
         "FROM": str(now - 60),
         "UNTIL": str(now + 86_400),
-        "ROSTER": roster_hash({name: keys[name].identity_public for name in names}),
         "CODE": installed_code_hash(),
         "THRESHOLD": str(threshold),
         "COLLUDING": "1",
@@ -141,14 +142,38 @@ def opened(directory: Path, *, minimum_cohort: int = 6) -> Iterator[World]:
     }.items():
         text = text.replace(old, new)
     text = text.replace("minimum_cohort = 6", f"minimum_cohort = {minimum_cohort}")
-    signed = parties.sign(parse_study(text.encode()))
+
+    def study(roster: str) -> Study:
+        return parse_study(text.replace("ROSTER", roster).encode())
+
+    rows = {person: {"sleep_hours": [7.0, 7.5]} for person in PEOPLE}
+    with opened_for(directory, study, lambda _: rows) as world:
+        yield world
+
+
+@contextmanager
+def opened_for(
+    directory: Path,
+    study: Callable[[str], Study],
+    rows: Callable[[str], Mapping[str, Mapping[str, Sequence[float]]]],
+    *,
+    cap: float = 1.0,
+) -> Iterator[World]:
+    """The world of a study, which is made of the roster's hash; `rows` are the people of a node."""
+    parties, log, recorded = Parties(), StudyLog(directory), MemoryLog()
+    names = [f"node-{number}" for number in range(1, NODES + 1)]
+    keys = {name: ensure_node_keys(directory / name) for name in names}
+    signed = parties.sign(study(roster_hash({n: keys[n].identity_public for n in names})))
     index = log.append_published(signed.study)
-    nodes = {name: _node(name, directory / name, keys[name], parties, log) for name in names}
+    nodes = {
+        name: _node(name, directory / name, keys[name], parties, log, rows(name), signed.study)
+        for name in names
+    }
     yield World(
         nodes=nodes,
         parties=parties,
         log=log,
-        ledger=make_ledger(f"sqlite:///{directory / 'ledger.sqlite3'}", recorded),
+        ledger=make_ledger(f"sqlite:///{directory / 'ledger.sqlite3'}", recorded, cap=cap),
         recorded=recorded,
         signed=signed,
         index=index,
@@ -159,7 +184,15 @@ def opened(directory: Path, *, minimum_cohort: int = 6) -> Iterator[World]:
     close_all()
 
 
-def _node(name: str, directory: Path, keys: NodeKeys, parties: Parties, log: StudyLog) -> Node:
+def _node(
+    name: str,
+    directory: Path,
+    keys: NodeKeys,
+    parties: Parties,
+    log: StudyLog,
+    rows: Mapping[str, Mapping[str, Sequence[float]]],
+    study: Study,
+) -> Node:
     store = Store.create(directory / "device.store", FileKeeper(directory / "device.keys"))
     enrol(
         store,
@@ -173,8 +206,13 @@ def _node(name: str, directory: Path, keys: NodeKeys, parties: Parties, log: Stu
             witness_keys=tuple(key.text for key in log.witness_keys),
         ),
     )
-    fill(store, {person: {"sleep_hours": [7.0, 7.5]} for person in PEOPLE})
-    agree(store)
+    fill(store, rows)
+    agreed = Scope(
+        kinds=frozenset(json.loads(query.ask)["kind"] for query in study.queries),
+        columns=frozenset(study.columns),
+        purposes=frozenset({study.purpose}),
+    )
+    Consents(store).give(store.people(), agreed, now=int(time.time()))
     files = NodeFiles(superlink="", ca_file="", directory=str(directory), store="")
     return Node(
         name=name, keys=keys, store=store, service=node_service(store, files, declared_question)

@@ -46,6 +46,7 @@ def coordinator(log: StudyLog, wait: Any) -> Coordinator:
         believed=believed,
         ledger=nothing,
         log=log.directory,
+        trainings=log.directory / "trainings",
         query=nothing,
         deadlines=Deadlines(),
         wait=wait,
@@ -103,7 +104,7 @@ class Scripted:
         return cast("RoundOutcome", name)
 
 
-NAMES = ("one", "two", "three")
+NAMES = {"one": 0, "two": 1, "three": 2}
 
 
 @pytest.mark.parametrize(

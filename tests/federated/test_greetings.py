@@ -136,8 +136,10 @@ class Liar(StudyRun):
     def _verify_cohort(self, people: int, query: Query) -> None:
         """Look away."""
 
-    def _request(self, name: str, round_number: int, greetings: Mapping[str, Greeting]) -> Request:
-        request = super()._request(name, round_number, greetings)
+    def _request(
+        self, name: str, round_number: int, greetings: Mapping[str, Greeting], given: bytes
+    ) -> Request:
+        request = super()._request(name, round_number, greetings, given)
         return replace(request, taking_part={**request.taking_part, self.counted: 10})
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from federated.analytics.base import BaseQuery
 from federated.analytics.plan import plan_query
 from federated.draft import parse_draft
 from federated.planning import StudyPlan, plan_study
@@ -55,6 +56,7 @@ def test_the_part_of_nodes_that_may_collude_is_foreseen(
 ) -> None:
     found = planned(nodes, trust)
     query = declared_question(found.study.queries[0].ask)
+    assert isinstance(query, BaseQuery)
     expected = plan_query(query, epsilon=0.2, delta=0, people=400, weight=weight)
     assert found.queries[0].expected == expected.expected
     # It costs nobody more, and is not what the study says of its noise.

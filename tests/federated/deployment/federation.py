@@ -119,6 +119,7 @@ class Running:
             believed=parse_enrolment(read_private(self.places.federation)),
             ledger=ledger or self.ledger,
             log=self.log.directory,
+            trainings=self.places.directory / "trainings",
             query=declared_question,
             deadlines=deadlines or Deadlines(greet_s=20.0, stage_s=60.0),
         )

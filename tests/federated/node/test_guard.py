@@ -68,6 +68,7 @@ def test_lets_in_what_is_in_order_and_reads_only_what_was_asked(world: World) ->
     assert person.name == "me"
     assert set(rows.values) == {"sleep_hours"}
     (spend,) = world.budget.spends(person)
+    assert spend.cost is not None
     assert (spend.state, spend.cost.epsilon) == ("spent", 0.5)
     (receipt,) = world.receipts()
     words = receipt.words()
