@@ -103,11 +103,15 @@ class Running:
             text = text.replace(old, new)
         return parse_study(text.encode())
 
-    def approved(self, changes: Mapping[str, str] | None = None) -> SignedStudy:
-        """A study that everybody signed, and that is in the log."""
-        signed = self.parties.sign(self.study(changes))
+    def agreed(self, study: Study) -> SignedStudy:
+        """Any study, signed by everybody, and in the log."""
+        signed = self.parties.sign(study)
         self.log.append_published(signed.study)
         return signed
+
+    def approved(self, changes: Mapping[str, str] | None = None) -> SignedStudy:
+        """A study that everybody signed, and that is in the log."""
+        return self.agreed(self.study(changes))
 
     def coordinator(
         self, deadlines: Deadlines | None = None, ledger: Ledger | None = None
@@ -155,7 +159,7 @@ HOURS = '{"column":"sleep_hours","edges":[4.0,6.0,8.0],"kind":"histogram","name"
 
 @contextmanager
 def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Running]:
-    """Start everything in `directory`: each node with two people who agree to everything."""
+    """Start everything in `directory`: each node with five people who agree to everything."""
     # The processes that start now must find the same sources.
     installed_code_hash()
     parties, log = Parties(), StudyLog(directory)
@@ -216,10 +220,11 @@ def faulty(federation: Federation, places: Places, name: str) -> Iterator[None]:
 
 
 def populate(directory: Path) -> None:
-    """Put two people into a node's store, who agree to histograms of their sleep."""
+    """Put people into a node's store, who agree to what is asked of their sleep and mood."""
     store = Store.open(directory / "device.store", FileKeeper(directory / "device.keys"))
     try:
-        fill(store, {name: {"sleep_hours": [7.0, 7.5, 6.5]} for name in PEOPLE})
+        days = {"sleep_hours": [7.0, 7.5, 6.5], "mood": [0.5, 1.0, -1.0]}
+        fill(store, dict.fromkeys(PEOPLE, days))
         agree(store)
         Budget(store, accountant).set_cap(Cap(epsilon=1000.0, delta=1e-6))
     finally:
@@ -227,10 +232,10 @@ def populate(directory: Path) -> None:
 
 
 def agree(store: Store) -> None:
-    """Let everybody in a store agree to histograms of their sleep."""
+    """Let everybody in a store agree to what is asked of their sleep and mood."""
     scope = Scope(
-        kinds=frozenset({"histogram"}),
-        columns=frozenset({"sleep_hours"}),
+        kinds=frozenset({"histogram", "train"}),
+        columns=frozenset({"sleep_hours", "mood"}),
         purposes=frozenset({"HRESCH"}),
     )
     Consents(store).give(store.people(), scope, now=int(time.time()))
