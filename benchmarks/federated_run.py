@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 from audit.log import LogWriter
@@ -13,10 +14,10 @@ from audit.recorder import Recorder
 from federated.accounting import Accountant
 from federated.coordinator import Coordinator, link_access
 from federated.database import StudyDatabase
-from federated.questions import declared_question
 from federated.deployment.places import Places, read_roster
 from federated.ledger import Ledger
 from federated.node.enrolment import parse_enrolment
+from federated.questions import declared_question
 from federated.signed_study import parse_signed_study
 from keys.private_files import read_private
 
@@ -45,7 +46,7 @@ class NobodySealer:
 
 
 def main(told: dict[str, str]) -> None:
-    """Run the study and print how many nodes answered, and how long it took."""
+    """Run the study and print how many nodes took part, and how long it took."""
     began = time.perf_counter()
     places, log = Places(directory=Path(told["places"])), Path(told["log"])
     database = StudyDatabase(told["ledger"])
@@ -78,8 +79,15 @@ def main(told: dict[str, str]) -> None:
         signed = parse_signed_study(Path(told["study"]).read_bytes())
         outcome = coordinator.run(signed, say=say)
     database.close()
-    (answer,) = outcome.answers
-    found = {"nodes": answer.nodes, "inside_s": time.perf_counter() - began, "stages": stamps}
+    (one,) = (*outcome.answers, *outcome.models)
+    ends = [at for line, at in stamps if ": round " in line]
+    found = {
+        "nodes": one.nodes,
+        "inside_s": time.perf_counter() - began,
+        "stages": stamps,
+        # A training's rounds but the first, which greets cold.
+        "rounds_s": [after - before for before, after in pairwise(ends)],
+    }
     print(json.dumps(found))
 
 

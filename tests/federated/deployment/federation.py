@@ -24,7 +24,7 @@ from federated.deployment.certificates import Certificates
 from federated.deployment.places import Places, RosterFile
 from federated.deployment.processes import ChildProcess
 from federated.deployment.up import Federation
-from federated.draft import parse_study
+from federated.draft import parse_draft, parse_study
 from federated.ledger import Ledger
 from federated.manifest import Study
 from federated.node.budget import Budget, Cap
@@ -33,6 +33,7 @@ from federated.node.enrolment import Enrolment, parse_enrolment
 from federated.node.keeper import FileKeeper
 from federated.node.receipts import Receipts
 from federated.node.store import Store
+from federated.planning import plan_study
 from federated.questions import declared_question
 from federated.signed_study import SignedStudy
 from federated.study_run import Deadlines
@@ -70,6 +71,30 @@ scale = SCALE
 ask = { kind = "histogram", name = "hours", column = "sleep_hours", edges = [4.0, 6.0, 8.0] }
 """
 
+TRAINING = """
+id = "ID"
+title = "Low mood after short nights"
+question = "Does sleep tell low mood?"
+valid_from = FROM
+minimum_cohort = 15
+sites = ["north", "south"]
+
+[aggregation]
+threshold = THRESHOLD
+
+[[queries]]
+epsilon = 8.0
+delta = 1e-7
+[queries.ask]
+kind = "train"
+name = "low-mood"
+features = [{ column = "sleep_hours", low = 4.0, high = 10.0 }]
+label = { column = "mood", below = 0.0 }
+rounds = 5
+held_out = 0.2
+canaries = 100
+"""
+
 
 @dataclass
 class Running:
@@ -102,6 +127,25 @@ class Running:
         }.items():
             text = text.replace(old, new)
         return parse_study(text.encode())
+
+    def training(self) -> Study:
+        """A new study that trains the default model in five rounds."""
+        nodes = len(self.names)
+        text = TRAINING
+        for old, new in {
+            "ID": f"training-{next(self.counter)}",
+            "FROM": str(int(time.time()) - 60),
+            "THRESHOLD": str(2 * nodes // 3 + 1),
+        }.items():
+            text = text.replace(old, new)
+        return plan_study(
+            parse_draft(text.encode()),
+            people=nodes * len(PEOPLE),
+            level=0.95,
+            roster=self.roster.hash,
+            code_hash=installed_code_hash(),
+            nodes=nodes,
+        ).study
 
     def agreed(self, study: Study) -> SignedStudy:
         """Any study, signed by everybody, and in the log."""
