@@ -108,7 +108,8 @@ def guesses_for(canaries: int, *, epsilon: float, delta: float) -> int:
 
     Half of them "in", half "out": an even number. The one with the largest bound to be expected at
     95 % if `TUNED_FOR` of the claimed noise is drawn. Choosing by what was seen instead would need
-    a bound over all choices.
+    a bound over all choices. Raises `AccountingError` for a claim that Gaussian noise cannot keep,
+    as one at δ = 0.
     """
     if canaries < 2:  # noqa: PLR2004 - one to guess in, one to guess out
         raise ValueError(f"expected 2 canaries or more, got {canaries}")

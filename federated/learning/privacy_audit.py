@@ -20,8 +20,8 @@ Passing is no proof of privacy. The bound is one-sided: it refutes claims, and n
 
 Two looks at the same lanes. `Audit.result` bounds ε itself and presumes nothing about noise; it is
 coarse, and a claim must be wrong by far to be refuted (`one_run_bound.power`). `Audit.noise` knows
-the coins, and measures the noise that is left against the plan: it finds a tenth that is missing,
-in one round alone too, but says nothing of ε.
+the coins, and measures the noise that is left against the plan: a thousand canaries find a tenth of
+the variance missing in ten rounds, or three tenths in one of them. It says nothing of ε.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +15,7 @@ from federated.aggregation.plan import default_threshold
 from federated.aggregation.server import SecureServer, Stage
 from federated.errors import CohortError, ProtocolError
 from tests.federated.aggregation.rounds import STAGES, Cohort, make_plan, noise
+from tests.federated.aggregation.test_noise import fits
 
 _SLOW = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -145,6 +149,43 @@ def test_the_sum_carries_the_planned_noise_once_the_excess_is_off(
     wide = 6 * np.sqrt((stats.kurtosis(error, fisher=False) - 1) / plan.dimension)
     ratio = float(np.var(error)) / (result.noise_weight * one)
     assert abs(ratio - 1) < wide < 0.15
+
+
+@pytest.mark.parametrize("mechanism", ["discrete_laplace", "discrete_gaussian"])
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_what_stays_in_the_sum_has_the_planned_distribution(mechanism: str, missing: int) -> None:
+    """Not its variance alone: shares added, excess taken off, granularity divided out."""
+    plan = make_plan(
+        9,
+        dimension=20_000,
+        noise=noise(mechanism, 12.0),
+        colluding=1,
+        threshold=7,
+        minimum_survivors=7,
+    )
+    cohort = Cohort(plan, seed=missing + 20)
+    result = cohort.run(drops={Stage.MASK: frozenset(plan.nodes[:missing])})
+    error = result.total - cohort.plain_sum(result.survivors)
+    share = len(result.survivors) / (len(result.survivors) - 1)
+    if mechanism == "discrete_laplace":
+        assert fits(error, _polya_difference(12.0, share), 12.0) > 1e-3
+        return
+    grain = plan.granularity
+    assert grain == 3
+    variance = 12.0**2 * share * grain**2
+
+    def weight(value: float) -> float:
+        # What rounds to it.
+        return sum(math.exp(-((grain * value + off) ** 2) / (2 * variance)) for off in range(-1, 2))
+
+    assert fits(error, weight, 12.0) > 1e-3
+
+
+def _polya_difference(scale: float, share: float) -> Callable[[float], float]:
+    """Masses of NB(share, q) - NB(share, q): discrete Laplace noise where the share is 1."""
+    one = stats.nbinom.pmf(np.arange(3000), share, 1 - math.exp(-1 / scale))
+    masses = np.convolve(one, one[::-1])
+    return lambda value: float(masses[int(value) + len(one) - 1])
 
 
 def test_masked_vectors_say_nothing_by_themselves() -> None:

@@ -208,8 +208,13 @@ def test_planned_noise_raises_no_alarm_and_its_share_is_one() -> None:
 LANES: Final = 60
 
 
-def round_of(plan: NoisePlan, *, people: int, largest: int) -> NDArray[np.int64]:
-    """The sum of one round of secure aggregation: 5 parameters, then lanes on which all have 0."""
+def round_of(
+    plan: NoisePlan, *, people: int, largest: int, inside: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The sum of one round of secure aggregation: 5 parameters, then lanes on which all have 0.
+
+    `inside`: what a node sends on the lanes instead.
+    """
     dimension = 5 + LANES
     schedule = noise_schedule(plan, nodes=6, minimum_survivors=5, colluding=1)
     cohort = Cohort(
@@ -233,7 +238,18 @@ def round_of(plan: NoisePlan, *, people: int, largest: int) -> NDArray[np.int64]
         )
         for node in cohort.vectors
     }
+    if inside is not None:
+        cohort.vectors["node-2"][5:] += inside
     return cohort.run().total
+
+
+def test_a_canary_that_is_added_after_unmasking_is_as_one_among_the_people() -> None:
+    plan, canaries = planned(2.0, 1), draw_canaries(LANES, bits("inside"))
+    outside = round_of(plan, people=1, largest=9)
+    inside = round_of(plan, people=1, largest=9, inside=canaries.added(VALUE))
+    audit = Audit(canaries=canaries).after(outside[5:], shift=VALUE)
+    assert np.array_equal(audit.lanes[0], inside[5:])
+    assert np.array_equal(outside[:5], inside[:5])
 
 
 def test_the_audit_is_blind_to_real_people_and_sees_noise_through_masks_and_back() -> None:
