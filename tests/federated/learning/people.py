@@ -36,6 +36,7 @@ _NUMBERS = {
     "vigorous_recreation": "VigorousRecreationalActivities",
     "moderate_recreation": "ModerateRecreationalActivities",
     "age_years": "AgeInYearsAtScreening",
+    "heart_rate": "60SecPulse30SecPulse2",
     "income_ratio": "RatioOfFamilyIncomeToPoverty",
 }
 _STRESSORS = ("argument", "friend_relative", "health", "work", "household", "leisure", "financial",
