@@ -109,9 +109,8 @@ class Ranking:
     def reliability(self, level: float) -> list[Estimate]:
         """The share of ones among examples with scores around each of some values."""
         found = []
-        for places in np.array_split(
-            np.arange(len(self.at)), min(_RELIABILITY_GROUPS, len(self.at))
-        ):
+        groups = min(_RELIABILITY_GROUPS, len(self.at))
+        for places in np.array_split(np.arange(len(self.at)), groups):
             name = f"observed rate at scores {self.at[places[0]]:.2f} to {self.at[places[-1]]:.2f}"
             ones, both = (
                 float(self.ones[places].sum()),

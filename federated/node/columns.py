@@ -3,7 +3,8 @@
 Lives here: the list, the units that may be converted into a column's own, the check of one value.
 Strict on purpose: a column that is not listed does not exist, and a unit that is not listed is
 refused, since a number with a guessed unit is worse than no number. LOINC codes from loinc.org,
-units in UCUM's spelling. Pure.
+units in UCUM's spelling. Columns that come from one survey's question name it: SLQ, PAQ, DMD and
+IND are variables of NHANES 2017-2018 (wwwn.cdc.gov/nchs/nhanes), whose PAQ is WHO's GPAQ. Pure.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ _FACTORS: Final[Mapping[str, Mapping[str, float]]] = {
     "{score}": {"{score}": 1.0, "score": 1.0, "1": 1.0, "{Score}": 1.0},
     "{count}": {"{count}": 1.0, "count": 1.0, "1": 1.0},
     "{code}": {"{code}": 1.0, "1": 1.0},
+    "1": {"1": 1.0, "{ratio}": 1.0},
     "a": {"a": 1.0, "year": 1.0, "years": 1.0, "mo": 1 / 12},
     "kg/m2": {"kg/m2": 1.0},
 }  # fmt: skip
@@ -119,6 +121,14 @@ def _total(name: str, high: float, meaning: str, *codes: str) -> Column:
     )  # fmt: skip
 
 
+def _answer(name: str, high: float, meaning: str) -> Column:
+    """One question's ordered answers, 0 and up; what was refused or not known is no value."""
+    return Column(
+        name=name, unit="{code}", low=0, high=high, whole=True, fold="last", lasting=True,
+        meaning=meaning,
+    )  # fmt: skip
+
+
 def _hours(name: str, meaning: str, *codes: str, fold: Fold = "sum") -> Column:
     return Column(name=name, unit="h", low=0, high=24, meaning=meaning, codes=codes, fold=fold)
 
@@ -138,6 +148,14 @@ _ALL: Final[tuple[Column, ...]] = (
     _hours("time_in_bed_hours", "time in bed in the night that ended on the day", "93831-6"),
     Column(name="sleep_efficiency", unit="%", low=0, high=100,
            meaning="time asleep as a share of the time in bed"),
+    _answer("trouble_sleeping", 1,
+            "1 if the person ever told a doctor that they have trouble sleeping (SLQ050)"),
+    _answer("daytime_sleepiness", 4,
+            "how often overly sleepy by day in the past month: 0 never, 1 once, 2 2 to 4 times, "
+            "3 5 to 15 times, 4 16 to 30 times (SLQ120)"),
+    _answer("snoring", 3,
+            "how often the person snored in the past year: 0 never, 1 1 to 2 nights a week, "
+            "2 3 to 4, 3 5 or more (SLQ030)"),
     Column(name="steps", unit="{steps}", low=0, high=200_000, fold="sum",
            meaning="steps in the day", codes=("41950-7", "55423-8")),
     Column(name="distance_km", unit="km", low=0, high=300, fold="sum",
@@ -148,6 +166,17 @@ _ALL: Final[tuple[Column, ...]] = (
            meaning="minutes sitting or lying awake in the day"),
     Column(name="activity_met_minutes", unit="min", low=0, high=20_000, fold="sum",
            meaning="minutes of exercise in the day, weighted by metabolic equivalents"),
+    _answer("vigorous_work", 1,
+            "1 if work has 10 minutes or more of vigorous activity in a typical week (PAQ605)"),
+    _answer("moderate_work", 1,
+            "1 if work has 10 minutes or more of moderate activity in a typical week (PAQ620)"),
+    _answer("walk_or_bicycle", 1,
+            "1 if the person walks or cycles 10 minutes or more to get to places in a typical "
+            "week (PAQ635)"),
+    _answer("vigorous_recreation", 1,
+            "1 if leisure has 10 minutes or more of vigorous sports in a typical week (PAQ650)"),
+    _answer("moderate_recreation", 1,
+            "1 if leisure has 10 minutes or more of moderate sports in a typical week (PAQ665)"),
     _hours("walking_hours", "hours of walking in the day"),
     _hours("sports_hours", "hours of sports in the day"),
     _hours("outside_hours", "hours spent outside in the day"),
@@ -179,6 +208,12 @@ _ALL: Final[tuple[Column, ...]] = (
            meaning="age in bands of ten years: 0 is 0 to 9, 1 is 10 to 19, and so on"),
     Column(name="sex", unit="{code}", low=0, high=2, whole=True, fold="last", lasting=True,
            meaning="0 female, 1 male, 2 other, as recorded"),
+    Column(name="income_ratio", unit="1", low=0, high=5, fold="last", lasting=True,
+           meaning="family income over the poverty line, 5 for 5 or more (INDFMPIR)"),
+    _answer("education", 4,
+            "highest level of school: 0 below 9th grade, 1 9th to 11th, 2 high school, 3 some "
+            "college, 4 college degree (DMDEDUC2)"),
+    _answer("partner", 1, "1 if married or living with a partner (DMDMARTL)"),
 )  # fmt: skip
 
 COLUMNS: Final[Mapping[str, Column]] = {column.name: column for column in _ALL}

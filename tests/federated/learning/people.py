@@ -36,6 +36,7 @@ _NUMBERS = {
     "vigorous_recreation": "VigorousRecreationalActivities",
     "moderate_recreation": "ModerateRecreationalActivities",
     "age_years": "AgeInYearsAtScreening",
+    "heart_rate": "60SecPulse30SecPulse2",
     "income_ratio": "RatioOfFamilyIncomeToPoverty",
 }
 _STRESSORS = ("argument", "friend_relative", "health", "work", "household", "leisure", "financial",
@@ -126,8 +127,9 @@ def paco() -> tuple[PersonRows, ...]:
         day["sleep_quality"].append(data._number(row["sleep_quality"]))
         day["stressors"].append(sum(data._number(row[f"stressor_{k}"]) for k in _STRESSORS))
         minutes = data._number(row["time_outside_minutes"])
-        hours = data._number(row["time_outside_hours"])
-        day["outside_hours"].append(hours + (0 if math.isnan(minutes) else minutes / 60))
+        hours = data._number(row["time_outside_hours"]) + minutes / 60
+        # A dozen days have more hours than a day: the importer refuses them as bad.
+        day["outside_hours"].append(hours if hours <= 24 else math.nan)
         day["walking_hours"].append(data._number(row["activity_walking_hours"]))
         day["sports_hours"].append(data._number(row["activity_sports_hours"]))
     columns = (
@@ -155,5 +157,7 @@ def _place(order: tuple[str, ...], answer: str) -> float:
 
 def _one_day(values: dict[str, float]) -> PersonRows:
     return PersonRows(
-        days=np.array([17_600]), values={name: np.array([value]) for name, value in values.items()}
+        # The day on which the mapping `nhanes` puts everybody: 2018-01-01.
+        days=np.array([17_532]),
+        values={name: np.array([value]) for name, value in values.items()},
     )

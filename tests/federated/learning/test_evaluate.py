@@ -285,3 +285,12 @@ def test_baselines_judge_all_on_the_same_examples() -> None:
     assert len(pooled(SAME_DAY, people).y) == 60
     ties = Scored(scores=np.array([0.5, 0.5, 0.1]), truth=np.array([1.0, 0.0, 0.0]))
     assert ties.auc == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("bins", [2, 3, 4, 5])
+def test_the_coarsest_scales_are_answered(bins: int) -> None:
+    people = drawn(np.random.default_rng(3), 400)
+    found = answer(EvaluateQuery(spec=ONE_DAY, bins=bins).at(WEIGHTS), people)
+    rates = [one for one in found.estimates if one.name.startswith("observed rate at")]
+    assert len(rates) == min(bins + 1, 6)
+    assert len({one.name for one in rates}) == len(rates)
