@@ -32,6 +32,7 @@ SUITES = (
     "bench_analytics",
     "bench_federated",
     "bench_learning_targets",
+    "bench_opacus",
 )
 RESULTS = Path(__file__).with_name("results.json")
 

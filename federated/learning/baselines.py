@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from federated.aggregation.noise import sample
 from federated.learning.examples import examples_of, history_of
 from federated.learning.models import gradient, initial, predict
 from federated.learning.round_query import TrainQuery
+from federated.learning.site import SiteTraining, train_people
 from federated.learning.spec import Examples, TrainSpec
 from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
 
@@ -124,6 +125,14 @@ def centralised_private(
     return weights
 
 
+def centralised_dp_sgd(training: SiteTraining, train: People, *, random: RandomBits) -> _Floats:
+    """Weights from the same curator by DP-SGD (`site`): people drawn anew in each step.
+
+    (ε, δ) is the training's own (`SiteTraining.calibrated`), zero-out.
+    """
+    return train_people(training, train, random=random).weights
+
+
 def noise_for(spec: TrainSpec, *, epsilon: float, delta: float) -> NoisePlan:
     """The noise of each round so that all `spec.rounds` together cost at most (ε, δ).
 
@@ -146,6 +155,23 @@ def each_alone(
         scored(spec, centralised(spec, train, steps=steps, rate=rate), held_out)
         for train, held_out in sites
     )
+
+
+def each_alone_private(
+    training: SiteTraining, sites: Sequence[tuple[People, People]], *, random: RandomBits
+) -> tuple[Scored, ...]:
+    """Each site's own model by DP-SGD over its own people, judged on its own held-out people.
+
+    What a site could publish by itself. ε and δ of the training for each, since nobody is at two;
+    a site divides by `rate` times its own people, whose number is public in zero-out.
+    """
+    found = []
+    for train, held_out in sites:
+        own = replace(training, divisor=training.rate * max(len(train), 1))
+        found.append(
+            scored(training.spec, train_people(own, train, random=random).weights, held_out)
+        )
+    return tuple(found)
 
 
 def pooled(spec: TrainSpec, people: People) -> Examples:

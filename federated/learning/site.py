@@ -1,0 +1,254 @@
+"""Training at one place that holds many people's rows and is trusted with them: a clinic, a site.
+
+DP-SGD (Abadi et al. 2016) with one person as one example. In each step everybody is drawn by
+themselves with probability `rate`, from cryptographic bits; Opacus gives the sum of the drawn
+people's clipped gradients (`clipped`); the sum is rounded to integers, discrete Gaussian noise from
+the exact sampler is added, and the result divided by a number that was fixed beforehand. Nothing of
+Opacus' own loader, optimiser, noise or accountant is used: its noise is a float from torch's
+generator, and it divides by ⌊rate · people⌋, which is data where the number of people is.
+
+Unit: the person, in `train_people`. Adjacency: zero-out, which with a fixed divisor is add/remove
+(`sampled`). Trust: the site sees all; who gets the weights of each step learns (ε, δ) of a person.
+
+`train_records` protects single *examples* of one person, for a device that wants that in addition.
+Its result is another type, has no ε of a person, and no claim can be made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federated.aggregation.bits import WordSource, word_source
+from federated.aggregation.noise import sample
+from federated.errors import AccountingError, ManifestError
+from federated.learning.examples import examples_of
+from federated.learning.export import Provenance
+from federated.learning.models import decayed, initial, parameters
+from federated.learning.sampled import sampled_epsilon, sampled_multiplier
+from federated.learning.spec import Examples, TrainSpec
+from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
+
+if TYPE_CHECKING:
+    from federated.learning.clipped import Method
+
+type Unit = Literal["person", "record"]
+type _Floats = NDArray[np.float64]
+
+#: Integers to which a clipped gradient is rounded: fine enough that rounding costs nothing.
+_FINENESS: Final = 2.0**24
+#: By how much more than the clip a person may move the sum in double arithmetic. No proof, but a
+#: margin: measured is below 2^-30 for all weights that are admitted.
+_FLOATS: Final = 2.0**-16
+#: Where a weight is larger, training stops. It keeps every sum and product a finite number.
+_LARGEST_WEIGHT: Final = 1024.0
+_MOST_STEPS: Final = 100_000
+_SEED: Final = b"site"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTraining:
+    """What is done, all fixed before anybody's rows are read.
+
+    `clip`: L2 norm of a person's gradient. `rate`: probability with which each person is in a step.
+    `divisor`: what a step's sum is divided by, as `rate` times the people enrolled; a public number
+    and never one of those drawn. `multiplier`: the noise in units of what a person can move.
+    `step_size` along the noisy mean gradient and the decay `spec.work.l2`; of `spec.work` nothing
+    else counts here. `averaged`: of how many last steps' weights the result is the mean. `method`:
+    how Opacus clips; not given, the quicker.
+    """
+
+    spec: TrainSpec
+    clip: float
+    rate: float
+    steps: int
+    divisor: float
+    multiplier: float
+    step_size: float = 1.0
+    averaged: int = 1
+    method: Method | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ManifestError` for what cannot be done, `AccountingError` for what has no ε."""
+        numbers = (("clip", self.clip), ("divisor", self.divisor), ("step_size", self.step_size))
+        for name, value in numbers:
+            if not (math.isfinite(value) and value > 0):
+                raise ManifestError(
+                    f"{self.spec.name}: `{name}` must be a number above 0, not {value}."
+                )
+        if not 1 <= self.averaged <= self.steps <= _MOST_STEPS:
+            raise ManifestError(
+                f"{self.spec.name}: expected 1 to {_MOST_STEPS:,} `steps` and `averaged` from 1 to "
+                f"as many, got {self.steps} and {self.averaged}."
+            )
+        if self.method not in {None, "ghost", "hooks"}:
+            raise ManifestError(f"{self.spec.name}: `method` is ghost or hooks.")
+        if self.method == "ghost" and self.spec.kind == "gru":
+            raise ManifestError(f"{self.spec.name}: a GRU is clipped by hooks, not by ghost.")
+        if not 0 < self.rate <= 1:
+            raise AccountingError(f"A sampling rate is above 0 and at most 1, not {self.rate}.")
+        if not (math.isfinite(self.multiplier) and self.multiplier > 0):
+            raise AccountingError(
+                f"The noise multiplier must be a number above 0, not {self.multiplier}: without "
+                "noise nobody is protected."
+            )
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Of one step's integers. Rounding each of two sums moves their difference by √d at most.
+
+        The clip in integers, the margin of double arithmetic, and √d.
+        """
+        root = math.sqrt(parameters(self.spec))
+        l2 = _FINENESS * (1 + _FLOATS) + root
+        return Sensitivity(l1=l2 * root, l2=l2)
+
+    @property
+    def noise(self) -> NoisePlan:
+        """What each step's sum carries, in integers."""
+        return NoisePlan(
+            mechanism="discrete_gaussian", scale=self.multiplier * self.sensitivity.l2 * (1 + 1e-12)
+        )
+
+    def calibrated(self, *, epsilon: float, delta: float) -> SiteTraining:
+        """The same with the least noise at which all steps together cost at most (ε, δ)."""
+        found = sampled_multiplier(epsilon=epsilon, delta=delta, rate=self.rate, steps=self.steps)
+        return replace(self, multiplier=found)
+
+    def epsilon(self, *, delta: float) -> float:
+        """A proven ε at `delta` of all steps, for the unit that is sampled."""
+        return sampled_epsilon(
+            multiplier=self.multiplier, rate=self.rate, steps=self.steps, delta=delta
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonLevel:
+    """Weights that protect people: all that `models.predict` and `export` take."""
+
+    unit: ClassVar[Unit] = "person"
+    training: SiteTraining
+    weights: NDArray[np.float64] = field(repr=False)
+
+    def epsilon(self, *, delta: float) -> float:
+        """Of a person, at `delta`, zero-out."""
+        return self.training.epsilon(delta=delta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordLevel:
+    """Weights that protect single examples of one person, and not the person.
+
+    An example, not a day: a day is in several examples where features have a `lag` or are `within`,
+    or the label lies ahead.
+    """
+
+    unit: ClassVar[Unit] = "record"
+    training: SiteTraining
+    weights: NDArray[np.float64] = field(repr=False)
+
+    def record_epsilon(self, *, delta: float) -> float:
+        """Of one example, at `delta`, zero-out. Says nothing of a person."""
+        return self.training.epsilon(delta=delta)
+
+
+def train_people(
+    training: SiteTraining,
+    people: Sequence[PersonRows],
+    *,
+    random: RandomBits,
+    start: NDArray[np.float64] | None = None,
+) -> PersonLevel:
+    """DP-SGD over people. `start`: public weights, zeros or drawn from a public seed if not given.
+
+    A step in which nobody is drawn adds noise like any other. Who has no example is drawn as
+    everybody is, and says zeros. Raises `ManifestError` where weights run away.
+    """
+    examples = [examples_of(training.spec, rows) for rows in people]
+    return PersonLevel(training=training, weights=_descend(training, examples, random, start))
+
+
+def train_records(
+    training: SiteTraining,
+    rows: PersonRows,
+    *,
+    random: RandomBits,
+    start: NDArray[np.float64] | None = None,
+) -> RecordLevel:
+    """DP-SGD over one person's examples, each by itself. Not to be released: see `RecordLevel`."""
+    own = examples_of(training.spec, rows)
+    each = [Examples(x=own.x[[place]], y=own.y[[place]]) for place in range(len(own.y))]
+    return RecordLevel(training=training, weights=_descend(training, each, random, start))
+
+
+def provenance(model: PersonLevel, *, study_hash: str, delta: float) -> Provenance:
+    """What a released model says of its privacy. The only way from here to a claim.
+
+    Raises `AccountingError` for anything that does not protect people, whatever the types said.
+    """
+    if type(model) is not PersonLevel:
+        raise AccountingError(
+            "A claim is about people, and this model protects something else (records of one "
+            "person, or nothing that is known): train with `train_people`."
+        )
+    return Provenance(study_hash=study_hash, epsilon=model.epsilon(delta=delta), delta=delta)
+
+
+def _descend(
+    training: SiteTraining,
+    examples: Sequence[Examples],
+    random: RandomBits,
+    start: _Floats | None,
+) -> _Floats:
+    from federated.learning.clipped import Clipper, padded, quicker
+
+    spec, method, source = training.spec, training.method, word_source(random)
+    weights = _start(spec, start)
+    most = 1 if spec.per == "person" else spec.most
+    clipper = Clipper(spec, method=quicker(spec, most) if method is None else method)
+    data = padded(spec, examples)
+    scale, decay = _FINENESS / training.clip, spec.work.l2 * decayed(spec)
+    mean = np.zeros_like(weights)
+    for step in range(training.steps):
+        drawn = data.among(_drawn(len(examples), training.rate, source))
+        clipped = clipper.clipped_sum(weights, drawn, clip=training.clip)
+        total = np.rint(clipped * scale).astype(np.int64)
+        total += sample(len(weights), plan=training.noise, random=random)
+        slope = total / scale / training.divisor + decay * weights
+        weights = weights - training.step_size * slope
+        _check_weights(spec, weights)
+        if step >= training.steps - training.averaged:
+            mean += weights / training.averaged
+    return mean
+
+
+def _drawn(people: int, rate: float, source: WordSource) -> NDArray[np.intp]:
+    """Places of those who are drawn, each with a probability of `rate`, or 2^-64 less."""
+    if rate == 1:
+        return np.arange(people)
+    return np.flatnonzero(source.words(people) < np.uint64(int(rate * 2**64)))
+
+
+def _start(spec: TrainSpec, start: _Floats | None) -> _Floats:
+    if start is None:
+        return initial(spec, seed=_SEED)
+    if start.shape != (parameters(spec),):
+        raise ManifestError(
+            f"{spec.name}: expected {parameters(spec)} weights to start from, got {start.shape}."
+        )
+    _check_weights(spec, start)
+    return np.array(start, dtype=np.float64)
+
+
+def _check_weights(spec: TrainSpec, weights: _Floats) -> None:
+    """Of noisy weights only, so that stopping says nothing that they do not."""
+    if not (np.abs(weights) <= _LARGEST_WEIGHT).all():
+        raise ManifestError(
+            f"{spec.name}: the weights run away, beyond {_LARGEST_WEIGHT:g}. Nothing was released. "
+            "Take a smaller `step_size`, more people in a step, or less noise."
+        )
