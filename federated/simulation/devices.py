@@ -37,9 +37,11 @@ class Devices:
 
     def __post_init__(self) -> None:
         """Raises ValueError for arrays that do not fit each other, or that are not finite."""
-        ends = np.concatenate((self.starts[:1], np.diff(self.starts), self.starts[-1:]))
-        fits = self.starts.ndim == 1 and ends[0] == 0 and (ends >= 0).all()
-        if not fits or not len(self.x) == len(self.y) == ends[-1]:
+        starts = self.starts
+        ordered = (
+            starts.ndim == 1 and starts.size and starts[0] == 0 and (np.diff(starts) >= 0).all()
+        )
+        if not ordered or not len(self.x) == len(self.y) == starts[-1]:
             raise ValueError("expected starts that never fall, from 0 to the number of examples")
         if self.x.dtype not in {np.dtype("float64"), np.dtype("float32")}:
             raise ValueError(f"expected float64 or float32 examples, got {self.x.dtype}")

@@ -90,6 +90,10 @@ def _affine(spec: TrainSpec, chunk: Chunk, at: Any) -> Any:
 
 def _slopes(spec: TrainSpec, chunk: Chunk, outputs: Any) -> Any:
     """Derivative of each person's mean loss by each of their outputs."""
+    if spec.label.is_class and spec.kind == "mlp":
+        # Not the sigmoid itself: that of torch's softplus, which is 1 above 20.
+        rising = chunk.library.ops.aten.softplus_backward(chunk.share, outputs, 1, 20)
+        return rising - chunk.share * chunk.y
     if spec.label.is_class:
         # The sigmoid of `learning.models`.
         outputs = 0.5 * (1.0 + chunk.library.tanh(0.5 * outputs))
