@@ -79,7 +79,7 @@ def main(told: dict[str, str]) -> None:
         signed = parse_signed_study(Path(told["study"]).read_bytes())
         outcome = coordinator.run(signed, say=say)
     database.close()
-    (one,) = (*outcome.answers, *outcome.models)
+    one = outcome.models[0] if outcome.models else outcome.answers[0]
     ends = [at for line, at in stamps if ": round " in line]
     found = {
         "nodes": one.nodes,

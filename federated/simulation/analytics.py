@@ -21,7 +21,7 @@ from federated.aggregation.noise import sample
 from federated.analytics.base import BaseQuery
 from federated.analytics.plan import choose_noise
 from federated.errors import CohortError
-from federated.model import Answer, NoisePlan, PersonRows, PrivacyCost, Query
+from federated.model import Answer, NoisePlan, PersonRows, PrivacyCost, Statistic
 from federated.simulation.training import Target
 
 _DOMAIN: Final = b"havengate/simulated-answers/v1\n"
@@ -31,7 +31,7 @@ _DOMAIN: Final = b"havengate/simulated-answers/v1\n"
 class Encoded:
     """People's vectors for one query: shape (people, dimension)."""
 
-    query: Query
+    query: Statistic
     vectors: NDArray[np.int64] = field(repr=False)
 
     def total(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -48,7 +48,7 @@ class SimulatedAnswer:
     refused: str | None = None
 
 
-def encode_all(query: Query, people: Sequence[PersonRows], *, seed: bytes) -> Encoded:
+def encode_all(query: Statistic, people: Sequence[PersonRows], *, seed: bytes) -> Encoded:
     """Every person's vector, with rounding drawn off the seed."""
     bits = _bits(seed, b"encoding")
     vectors = np.zeros((len(people), query.dimension), dtype=np.int64)
