@@ -26,6 +26,7 @@ from typing import Any
 import pyotp
 from typer.testing import CliRunner
 
+from examples import training
 from examples.visitor import secret_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,9 @@ class Desk:
         typed = ["--config", str(self.home / "havengate.toml"), *words]
         with chdir(there or self.home):
             done = CliRunner().invoke(build(), typed, input=self._answers(of))
+            if done.exit_code != 0 and "code is wrong" in f"{done.output}{done.exception}":
+                # On a slow machine a code is too old by the time that it is read: as people do.
+                done = CliRunner().invoke(build(), typed, input=self._answers(of))
         if done.exit_code != 0:
             why = done.exception if not isinstance(done.exception, SystemExit) else done.output
             raise SystemExit(f"havengate {' '.join(words)}: {why or done.output}")
@@ -136,7 +140,9 @@ def play(home: Path, say: Say) -> None:
         told = desk.asked("study", "run", "sleep-and-mood", of="ruth")
         say("the sites answer", told["answers"][0].partition(": ")[2])
         report(desk, say)
-    say("the study took", f"{time.monotonic() - began:.0f} s")
+        say("the study took", f"{time.monotonic() - began:.0f} s")
+        sites = [home / f"var/federated/nodes/node-{number + 1}" for number in range(SITES)]
+        training.play(desk, people, sites, say)
 
 
 def prepare(desk: Desk, stack: ExitStack) -> dict[str, str]:
@@ -197,8 +203,9 @@ def import_people(desk: Desk) -> int:
         desk.havengate(*device, "import", str(own), "--mapping", "nhanes", there=node)
         own.unlink()
         desk.havengate(
-            *device, "consent", "give", "--everybody", "--kind", "groups", "--purpose", "HRESCH",
-            "--column", "phq9_total", "--column", "sleep_hours", there=node,
+            *device, "consent", "give", "--everybody", "--kind", "groups", "--kind", "train",
+            "--kind", "evaluate", "--purpose", "HRESCH",
+            *(word for column in training.COLUMNS for word in ("--column", column)), there=node,
         )  # fmt: skip
     return len(people)
 

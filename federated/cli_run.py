@@ -148,7 +148,8 @@ def add_report(app: typer.Typer, commands: StudyCommands) -> None:
         missing = "none yet: no witness has cosigned the release; report again, later"
         lines = [*answer_lines(given.document), f"Report {page}", f"Answer {answer}"]
         lines.append(f"Proof  {shown or missing}")
-        say({**found, "answers": given.document["answers"]}, "\n".join(lines), as_json=as_json)
+        shown_parts = {name: given.document[name] for name in ("answers", "models")}
+        say({**found, **shown_parts}, "\n".join(lines), as_json=as_json)
 
 
 def add_verify(app: typer.Typer, commands: StudyCommands) -> None:

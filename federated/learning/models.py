@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from typing import Final
@@ -53,6 +54,7 @@ class Part:
         return weights[self.start : self.start + self.size].reshape(self.shape)
 
 
+@lru_cache(maxsize=64)
 def parts(spec: TrainSpec) -> tuple[Part, ...]:
     """The tensors of the flat vector, in its order."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
@@ -79,6 +81,7 @@ def parts(spec: TrainSpec) -> tuple[Part, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=64)
 def parameters(spec: TrainSpec) -> int:
     """Length of the flat vector. Raises `ManifestError` for a model too large to be summed."""
     count = sum(part.size for part in parts(spec))
