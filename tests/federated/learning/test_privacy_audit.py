@@ -164,6 +164,14 @@ def test_a_single_round_without_noise_is_found_out_among_many() -> None:
     assert bound < 2.0
 
 
+def test_a_little_noise_missing_in_all_rounds_is_found_out_where_no_round_says_so() -> None:
+    plan = planned(2.0, 10)
+    found = audited("little", [of_one(less(plan, math.sqrt(0.88)))] * 10).noise(plan)
+    assert found.short == ()
+    assert found.share == pytest.approx(0.88, abs=0.05)
+    assert not found.passed
+
+
 def test_scores_of_equal_rounds_are_their_sum() -> None:
     audit = audited("sum", [of_one(planned(2.0, 20))] * 20)
     plain = audit.lanes.sum(axis=0)
