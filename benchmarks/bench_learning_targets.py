@@ -7,8 +7,9 @@ with noise of its own; the figure is the mean over five seeds of folds and noise
 them. The peer is the same people's rows in one place, plain descent, no privacy.
 
 Beside each, under the same name: `curator` (one trusted curator adds the noise at the same ε),
-`site_alone` (each of four random sites by itself, no privacy, judged on its own held-out people;
-the mean of the four), and among examples with a past `with_past`, `own_mean`, `last_value`.
+`one_of_4_sites`, `one_of_40_sites` (each site by itself, no privacy, people on sites at random, the
+mean of their models on all people held out), and among examples with a past `with_past`,
+`own_mean`, `last_value`.
 `learning.auc_of_wearables.<data>`: only what a phone or a watch may know, no privacy; `spread` is
 the width of a 95 % interval (bootstrap over people).
 
@@ -36,6 +37,8 @@ from tests.federated.learning.targets import LOW_MOOD, NEXT_MOOD, PHQ9, Target
 
 SEEDS = range(5)
 DRAWS = 1000
+#: Small practices: as many as NHANES has hundreds of people.
+SMALL = 40
 PEER = "centralised, no privacy"
 TARGETS: dict[str, tuple[Target, tuple[float, ...]]] = {
     "nhanes_phq9": (PHQ9, (2.0, 1.0)),
@@ -60,12 +63,15 @@ def run() -> dict[str, Result]:
 
 def _target(name: str, target: Target, epsilons: Sequence[float]) -> dict[str, Result]:
     kind = "auc" if target.spec.label.is_class else "mae"
-    unit = "AUC" if kind == "auc" else "points of mood, 1 to 6"
+    unit = "AUC" if kind == "auc" else "points of mood, -5 to 5"
     _, rows = targets.split(target)
     studied = [examples_of(target.spec, one) for one in rows]
     plain = [_mean(target, studied, seed, targets.descended) for seed in SEEDS]
     found: dict[str, list[float]] = {
-        "site_alone": [site_alone(target, studied, seed) for seed in SEEDS],
+        **{
+            f"one_of_{sites}_sites": [site_alone(target, studied, seed, sites) for seed in SEEDS]
+            for sites in (targets.SITES, SMALL)
+        },
         **with_past(target, rows, studied, epsilons[0]),
     }
     stem = f"learning.{kind}_at_epsilon.{name}"
@@ -102,13 +108,16 @@ def _mean(
     )
 
 
-def site_alone(target: Target, studied: Sequence[Examples], seed: int) -> float:
-    """Mean over the sites of five folds within each; people are on sites at random."""
-    order = np.random.default_rng(seed).permutation(len(studied))
-    return fmean(
-        _mean(target, [studied[i] for i in site], seed, targets.descended)
-        for site in np.array_split(order, targets.SITES)
-    )
+def site_alone(target: Target, studied: Sequence[Examples], seed: int, sites: int) -> float:
+    """Mean over folds and sites: who is learned from is spread over the sites at random."""
+    random = np.random.default_rng(seed)
+    found = []
+    for learn, out in targets.folds(len(studied), seed):
+        held_out = [studied[i] for i in out]
+        for site in np.array_split(random.permutation(learn), sites):
+            own = [studied[i] for i in site]
+            found.append(target.score(targets.descended(target, own), held_out))
+    return fmean(found)
 
 
 def with_past(
