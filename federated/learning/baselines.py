@@ -23,6 +23,7 @@ from federated.accounting import calibrate
 from federated.aggregation.noise import sample
 from federated.learning.examples import examples_of, history_of
 from federated.learning.models import gradient, initial, predict
+from federated.learning.personal import predict_newer
 from federated.learning.round_query import TrainQuery
 from federated.learning.site import SiteTraining, train_people
 from federated.learning.spec import Examples, TrainSpec
@@ -85,8 +86,13 @@ def last_value(spec: TrainSpec, held_out: People) -> Scored:
 
 
 def scored(spec: TrainSpec, weights: _Floats, held_out: People) -> Scored:
-    """What weights from anywhere predict."""
+    """What weights from anywhere predict.
+
+    With a personal head, made of each person's older examples, nothing for those: NaN.
+    """
     examples = pooled(spec, held_out)
+    if spec.personal is not None:
+        return Scored(scores=_joined(_newer(spec, weights, held_out)), truth=examples.y)
     return Scored(scores=predict(spec, weights, examples.x), truth=examples.y)
 
 
@@ -181,6 +187,15 @@ def pooled(spec: TrainSpec, people: People) -> Examples:
         shape = (0, spec.steps, spec.inputs) if spec.kind == "gru" else (0, spec.inputs)
         return Examples(x=np.zeros(shape), y=np.zeros(0))
     return Examples(x=np.concatenate([one.x for one in each]), y=_joined([one.y for one in each]))
+
+
+def _newer(spec: TrainSpec, body: _Floats, people: People) -> list[_Floats]:
+    found = []
+    for rows in people:
+        examples = examples_of(spec, rows)
+        scores = predict_newer(spec, body, examples)[1]
+        found.append(np.append(np.full(len(examples.y) - len(scores), np.nan), scores))
+    return found
 
 
 def _joined(parts: Sequence[_Floats]) -> _Floats:

@@ -28,6 +28,7 @@ from federated.errors import ManifestError
 from federated.learning.accuracy import Accuracy
 from federated.learning.examples import examples_of, history_of
 from federated.learning.models import parameters, predict
+from federated.learning.personal import predict_newer
 from federated.learning.ranking import Ranking, knots
 from federated.learning.round_query import given_numbers
 from federated.learning.spec import MAX_EXAMPLES, Examples, TrainSpec
@@ -215,7 +216,11 @@ class EvaluateRound(BaseQuery):
         masses = np.zeros(self.dimension)
         if not len(examples.y) or self.weights.shape != (parameters(spec),):
             return masses
-        scores = predict(spec, self.weights, examples.x)
+        if spec.personal is None:
+            scores = predict(spec, self.weights, examples.x)
+        else:
+            # The older labels made the head: only the newer are predictions.
+            examples, scores = predict_newer(spec, self.weights, examples)
         if not np.isfinite(scores).all():
             return masses
         weight = min(1.0, len(examples.y) / self.asked.examples)
@@ -381,7 +386,8 @@ class EvaluateNumber(EvaluateRound):
         blocks = [basis(float(errors.mean()), _DEGREE)]
         if self.beside:
             past = history_of(self.asked.spec, rows)
-            for guess in (past.mean, past.last):
+            for whole in (past.mean, past.last):
+                guess = whole[-len(errors) :]
                 known = ~np.isnan(guess)
                 if known.any():
                     worse = self._errors(guess[known], examples.y[known]) - errors[known]

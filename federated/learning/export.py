@@ -28,6 +28,10 @@ _IR_VERSION: Final = 8
 #: ONNX has a GRU's gates as update, reset, new; the flat weights as reset, update, new.
 _GATES: Final = (1, 0, 2)
 
+_PERSONAL: Final = (
+    "personal: made of a person's own older examples on their device, not in this file"
+)
+
 type _Floats = NDArray[np.float64]
 
 
@@ -42,7 +46,7 @@ class Provenance:
 
 def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
     """The same texts in both files."""
-    return {
+    said = {
         "format": FORMAT,
         "specification": canonical_specification(spec).decode(),
         "study_hash": provenance.study_hash,
@@ -51,6 +55,9 @@ def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
         "unit": "person",
         "adjacency": "zero-out",
     }
+    if spec.personal is not None:
+        said["head"] = _PERSONAL
+    return said
 
 
 def canonical_specification(spec: TrainSpec) -> bytes:
@@ -59,7 +66,10 @@ def canonical_specification(spec: TrainSpec) -> bytes:
 
 
 def to_safetensors(spec: TrainSpec, weights: NDArray[np.float64], provenance: Provenance) -> bytes:
-    """The weights as named tensors, in doubles. Raises `ValueError` for another model's."""
+    """The weights as named tensors, in doubles; without the head where that is personal.
+
+    Raises `ValueError` for another model's weights.
+    """
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in _named(spec, weights).items()}
@@ -69,8 +79,14 @@ def to_safetensors(spec: TrainSpec, weights: NDArray[np.float64], provenance: Pr
 def to_onnx(spec: TrainSpec, weights: NDArray[np.float64], provenance: Provenance) -> bytes:
     """A graph from `features` (n, inputs), or (n, steps, inputs), to `prediction` (n,), in floats.
 
-    Raises `ValueError` for weights that are not this specification's, or not finite as floats.
+    Raises `ValueError` for weights that are not this specification's, or not finite as floats, and
+    for a model whose head is personal: without one it predicts nothing.
     """
+    if spec.personal is not None:
+        raise ValueError(
+            f"{spec.name}: the head is personal, and no graph can predict without it. Write the "
+            "body with `to_safetensors`, and make heads by `personal.reconstructed`."
+        )
     from onnx import TensorProto, checker, helper, numpy_helper
 
     nodes, constants = (_gru if spec.kind == "gru" else _layers)(spec, _named(spec, weights))

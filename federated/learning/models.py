@@ -13,6 +13,9 @@ blow activations up from layer to layer, and smooth, so that gradients have no k
 machines could decide differently. Loss: mean log loss for a class, mean squared error of the scaled
 number else, plus `l2`/2 times the squared weights, biases left out.
 
+A specification with a personal head has weights without it: all but the output's, of logistic and
+linear models all but the bias (`personal`).
+
 Logistic and linear models need NumPy only. The others import torch when they are first used.
 """
 
@@ -56,7 +59,7 @@ class Part:
 
 @lru_cache(maxsize=64)
 def parts(spec: TrainSpec) -> tuple[Part, ...]:
-    """The tensors of the flat vector, in its order."""
+    """The tensors of the flat vector, in its order; without the head if it is personal."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
     if spec.kind == "gru":
         width = spec.hidden[0]
@@ -78,6 +81,9 @@ def parts(spec: TrainSpec) -> tuple[Part, ...]:
         part = Part(name=name, shape=shape, start=start, is_bias="bias" in name)
         found.append(part)
         start += part.size
+    if spec.personal is not None:
+        # The last layer, of one alone its bias.
+        del found[-1 if spec.kind in {"logistic", "linear"} else -2 :]
     return tuple(found)
 
 
@@ -125,7 +131,9 @@ def predict(
     """The class's probability, or the number on the label's scale (not cut at -1 and 1): (n,).
 
     NaN where the weights lead to no number; never an exception for what weights or `x` hold.
+    Raises `ManifestError` for a specification whose head is personal: see `personal.predict_newer`.
     """
+    _check_whole(spec)
     if spec.kind in {"logistic", "linear"}:
         outputs = _affine(weights, x)
     else:
@@ -140,8 +148,9 @@ def gradient(
 ) -> NDArray[np.float64]:
     """Of the loss with its decay (see above), over all the examples; of the decay alone over none.
 
-    Not finite where the weights lead to no number.
+    Not finite where the weights lead to no number. Raises `ManifestError` as `predict` does.
     """
+    _check_whole(spec)
     if spec.kind not in {"logistic", "linear"}:
         from federated.learning import networks
 
@@ -156,6 +165,14 @@ def gradient(
         slopes = np.append(residuals @ examples.x, residuals.sum()) / count
         slopes[:-1] += spec.work.l2 * weights[:-1]
     return slopes
+
+
+def _check_whole(spec: TrainSpec) -> None:
+    if spec.personal is not None:
+        raise ManifestError(
+            f"{spec.name}: these weights have no head, since it is personal: nothing can be "
+            "predicted without a person's own older examples. See `personal`."
+        )
 
 
 def sigmoid(outputs: NDArray[np.float64]) -> NDArray[np.float64]:

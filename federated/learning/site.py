@@ -90,6 +90,10 @@ class SiteTraining:
             raise ManifestError(f"{self.spec.name}: `method` is ghost or hooks.")
         if self.method == "ghost" and self.spec.kind == "gru":
             raise ManifestError(f"{self.spec.name}: a GRU is clipped by hooks, not by ghost.")
+        if self.spec.personal is not None:
+            raise ManifestError(
+                f"{self.spec.name}: personal heads are made on devices; a site trains whole models."
+            )
         if not 0 < self.rate <= 1:
             raise AccountingError(f"A sampling rate is above 0 and at most 1, not {self.rate}.")
         if not (math.isfinite(self.multiplier) and self.multiplier > 0):

@@ -30,6 +30,7 @@ _MAX_L2: Final = 10.0
 _MAX_LAYERS: Final = 4
 _MAX_WIDTH: Final = 512
 _MOST_HELD_OUT: Final = 0.9
+_LEAST_OLDER: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,28 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalHead:
+    """The last layer is made on the device in each round, and never leaves it (`personal`).
+
+    `steps` of gradient descent of `rate` from a public start, on the `older` share of the person's
+    own examples; the rest of the model is trained, and judged, on the newer ones.
+    """
+
+    steps: int = 5
+    rate: float = 1.0
+    older: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises `ManifestError` for a head that is made of nothing, or never."""
+        bounded = 1 <= self.steps <= _MAX_EPOCHS and 0 < self.rate <= _MAX_RATE
+        if not bounded or not _LEAST_OLDER <= self.older <= 1 - _LEAST_OLDER:
+            raise ManifestError(
+                f"`personal` needs 1 to {_MAX_EPOCHS} steps, a rate above 0 and at most "
+                f"{_MAX_RATE:g}, and `older` from {_LEAST_OLDER} to {1 - _LEAST_OLDER}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
     """A model to be trained, as it is declared, signed and run on every device.
 
@@ -123,6 +146,7 @@ class TrainSpec:
     example's own the last. `most`: examples of one person in a round, the newest. `clip`: L2 norm
     to which a person's update is clipped; `scale`: integers per unit of it. `rounds` as announced.
     `held_out`: the share of people who are never trained on, and whom evaluation asks (`split`).
+    `personal`: the last layer stays on the device, and no weights anywhere hold it.
     """
 
     name: str
@@ -138,6 +162,7 @@ class TrainSpec:
     scale: float = 4096.0
     rounds: int = 10
     held_out: float = 0.2
+    personal: PersonalHead | None = None
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a declaration that cannot be trained."""
@@ -172,6 +197,8 @@ class TrainSpec:
         lags = (*(one.lag for one in self.features), self.label.ahead)
         if self.per == "person" and any(lags):
             raise ManifestError(f"{self.name}: who is one example has no `lag` and no `ahead`.")
+        if self.per == "person" and self.personal is not None:
+            raise ManifestError(f"{self.name}: who is one example has no older ones for a head.")
 
     @property
     def columns(self) -> frozenset[str]:
