@@ -31,6 +31,7 @@ SUITES = (
     "bench_secagg",
     "bench_analytics",
     "bench_federated",
+    "bench_simulation",
 )
 RESULTS = Path(__file__).with_name("results.json")
 
