@@ -33,6 +33,7 @@ SUITES = (
     "bench_federated",
     "bench_learning_targets",
     "bench_opacus",
+    "bench_simulation",
 )
 RESULTS = Path(__file__).with_name("results.json")
 

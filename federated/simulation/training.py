@@ -189,14 +189,16 @@ def simulate(
     summing: Summing | None = None,
     judged: bool = True,
     delta: float | None = None,
+    begin: NDArray[np.float64] | None = None,
 ) -> Simulated:
     """Run a training from its first weights to its last.
 
     `noise`: what it may cost, from which the noise of each round follows as in a study
     (`training_cost`); or the noise itself, priced at `delta` if that is given; or none. The same
     `seed` gives the same course, whatever the backend, up to floating tolerance. `judged`: score
-    held-out people after each round. Raises `ManifestError` if nobody can be trained on,
-    `AccountingError` for noise or a cost that cannot be had.
+    held-out people after each round. `begin`: public weights to start at, instead of the model's
+    own. Raises `ManifestError` if nobody can be trained on, `AccountingError` for noise or a cost
+    that cannot be had.
     """
     spec = population.spec
     groups = _groups(population.train, course, seed)
@@ -213,7 +215,8 @@ def simulate(
         cost = training_cost(noise, update, participation=rule, factors=course.factors, delta=delta)
     work = summing or Here(spec=spec, devices=population.devices)
     run = _Run(course=course, noise=noise, seed=seed, summing=work)
-    state, trace = start(initial(spec, seed=seed), clip=spec.clip), []
+    first = initial(spec, seed=seed) if begin is None else begin
+    state, trace = start(first, clip=spec.clip), []
     for asked in _asked(groups, course, rounds, seed):
         state, found = run.step(state, asked, unit=1 / spec.scale)
         trace.append(

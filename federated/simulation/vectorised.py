@@ -163,6 +163,8 @@ class Vectorised:
         counts = devices.counts[asked]
         order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         room, start = self.memory_bytes // self._workers, 0
+        # So that every worker has something to do.
+        most = -(-len(order) // self._workers)
         while start < len(order):
             size = int(counts[order[start]]) * _example_bytes(spec, devices.x.itemsize)
             fits = room // (size + 4 * 8 * parameters(spec))
@@ -171,8 +173,8 @@ class Vectorised:
                     f"{spec.name}: one device's work takes {size} bytes, and each of "
                     f"{self._workers} workers has {room}: allow more memory or fewer workers."
                 )
-            yield order[start : start + fits]
-            start += fits
+            yield order[start : start + min(fits, most)]
+            start += min(fits, most)
 
 
 def clip_all(updates: _Floats, *, norm: float) -> tuple[_Floats, int]:
