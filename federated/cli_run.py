@@ -19,7 +19,14 @@ from federated.study_program import (
     StudyProgram,
     read_file,
 )
-from federated.telling import answer_lines, say, step_line, step_object
+from federated.telling import (
+    answer_lines,
+    model_file_lines,
+    model_file_object,
+    say,
+    step_line,
+    step_object,
+)
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
@@ -135,20 +142,23 @@ def add_report(app: typer.Typer, commands: StudyCommands) -> None:
             entry = program.approvals.release(
                 name, principal, answer_hash=given.answer_hash, kept_hash=kept.answer_hash
             )
-            page, answer = program.reports.write(given, released=entry)
+            written = program.reports.write(given, released=entry)
             proof = program.prove(entry)
             shown = str(program.reports.write_proof(given, proof)) if proof else ""
         found = {
-            "report": str(page),
-            "answer": str(answer),
+            "report": str(written.page),
+            "answer": str(written.answer),
             "answer_hash": given.answer_hash,
             "log_index": entry,
             "proof": shown,
         }
         missing = "none yet: no witness has cosigned the release; report again, later"
-        lines = [*answer_lines(given.document), f"Report {page}", f"Answer {answer}"]
-        lines.append(f"Proof  {shown or missing}")
-        say({**found, "answers": given.document["answers"]}, "\n".join(lines), as_json=as_json)
+        lines = [*answer_lines(given.document), f"Report {written.page}"]
+        lines += [f"Answer {written.answer}", f"Proof  {shown or missing}"]
+        lines += model_file_lines(written.models)
+        told = {name: given.document[name] for name in ("alarms", "answers", "models")}
+        files = [model_file_object(one) for one in written.models]
+        say({**found, **told, "model_files": files}, "\n".join(lines), as_json=as_json)
 
 
 def add_verify(app: typer.Typer, commands: StudyCommands) -> None:

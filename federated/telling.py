@@ -6,18 +6,20 @@ Whoever approves a study reads here all that he signs. Reads nothing and decides
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from federated.release.alarms import alarm_words
 from federated.release.figures import figures
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from federated.manifest import DeclaredQuery, Study
     from federated.planning import StudyPlan
+    from federated.release.files import WrittenModel
     from federated.standing import Standing
     from federated.study_store import Step
 
@@ -156,7 +158,11 @@ def _time(unix_s: int) -> str:
 
 
 def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """A released answer in lines."""
+    """A released answer in lines; what an audit found against it first."""
+    for words in alarm_words(document):
+        yield f"WARNING: {words}"
+    for one in document["models"]:
+        yield from _model_lines(one)
     for one in document["answers"]:
         yield f"{one['query']}, {one['people']:,} people:"
         for estimate in one["estimates"]:
@@ -168,6 +174,38 @@ def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:
     privacy = document["privacy"]
     epsilon, delta = privacy["epsilon"], privacy["delta"]
     yield f"The study has cost each person ε = {epsilon:.3g} at δ = {delta:.1g}, in all."
+
+
+def _model_lines(one: Mapping[str, Any]) -> Iterator[str]:
+    cost, audit, noise = one["cost"], one["audit"], one["noise"]
+    yield (
+        f"{one['query']}, a model of {one['people']:,} people at {one['nodes']} nodes or more, "
+        f"from {one['summed']} sums of {one['asked']} rounds:"
+    )
+    yield f"    ε = {cost['epsilon']:.3g} at δ = {cost['delta']:.1g} for all rounds together"
+    if audit is None:
+        yield "    its noise was not audited"
+        return
+    yield (
+        f"    audit: ε is at least {audit['lower_bound']:.3g} ({100 * audit['confidence']:g} %), "
+        f"{audit['correct']} of {audit['guesses']} canaries guessed right; "
+        f"noise {100 * noise['share']:.3g} % of what was planned"
+    )
+
+
+def model_file_lines(files: Iterable[WrittenModel]) -> Iterator[str]:
+    """Where each model's files lie, with their digests; or why one is not there."""
+    for one in files:
+        if one.missing:
+            yield f"Model  {one.path.name} was not written: {one.missing}"
+        else:
+            yield f"Model  {one.path} (SHA-256 {one.digest})"
+
+
+def model_file_object(one: WrittenModel) -> dict[str, str]:
+    """The same as plain values."""
+    path = "" if one.missing else str(one.path)
+    return {"query": one.query, "file": path, "sha256": one.digest, "missing": one.missing}
 
 
 def plan_object(found: StudyPlan) -> dict[str, Any]:

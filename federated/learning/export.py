@@ -33,11 +33,16 @@ type _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a released model says of itself. ε at δ: of all its training, unit person, zero-out."""
+    """What a released model says of itself. ε at δ: of all its training, unit person, zero-out.
+
+    `audit`: what the audit of its training found: `none` took place, `nothing_found`, or the names
+    of findings (`release.alarms`), for a file travels without the page that says them first.
+    """
 
     study_hash: str
     epsilon: float
     delta: float
+    audit: str = "none"
 
 
 def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
@@ -50,6 +55,7 @@ def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
         "delta": repr(provenance.delta),
         "unit": "person",
         "adjacency": "zero-out",
+        "audit": provenance.audit,
     }
 
 
