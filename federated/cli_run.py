@@ -23,6 +23,8 @@ from federated.telling import (
     answer_lines,
     model_file_lines,
     model_file_object,
+    progress_line,
+    progress_object,
     say,
     step_line,
     step_object,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from federated.approvals import StartedRun
     from federated.node.enrolment import Enrolment
+    from federated.training_progress import TrainingProgress
 
 _LOOK_S: Final = 1.0
 #: Exit code of a run that left a question without an answer.
@@ -108,14 +111,22 @@ def add_watch(app: typer.Typer, commands: StudyCommands) -> None:
         timeout_s: Annotated[float, typer.Option(help="How long to look.")] = 3600.0,
         as_json: JSONOption = False,
     ) -> None:
-        """Follow a study step by step until it is released, refused or past its time."""
+        """Follow a study step by step until it is released, refused or past its time.
+
+        A training that runs is shown round by round, and never its weights.
+        """
         told, deadline = 0, time.monotonic() + timeout_s
+        seen: dict[str, TrainingProgress] = {}
         with commands.open_program() as program:
             while True:
                 standing = program.approvals.standing(name)
                 for step in standing.record.steps[told:]:
                     say(step_object(step), step_line(step), as_json=as_json)
                 told = len(standing.record.steps)
+                for progress in program.trainings(standing.study):
+                    if seen.get(progress.query) != progress:
+                        seen[progress.query] = progress
+                        say(progress_object(progress), progress_line(progress), as_json=as_json)
                 over = standing.released or standing.stage in {"refused", "withdrawn", "expired"}
                 if over or time.monotonic() > deadline:
                     return
@@ -193,7 +204,8 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
             "signed by all it needed, and published. The answer says what was signed; each cost, "
             "and the total of the rounds that it lists, are those that follow from it."
         )
-        lines = [f"{found['study']}: {proven}"]
+        lines = [f"WARNING: {words}" for words in found["alarms"]]
+        lines.append(f"{found['study']}: {proven}")
         if found["released"]:
             lines.append("The log says that this very answer was released.")
         else:
@@ -206,6 +218,7 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
 def _verified(
     document: Mapping[str, Any], believed: Enrolment, proof: bytes | None
 ) -> dict[str, Any]:
+    from federated.release.alarms import alarm_words
     from federated.release.check import COORDINATORS_WORD, verify_document
     from federated.release.document import document_hash
     from federated.release.proof import verify_release
@@ -233,6 +246,7 @@ def _verified(
         "study": study.id,
         "hash": study.study_hash,
         "answer": answer_hash,
+        "alarms": alarm_words(document),
         "released": proof is not None,
         "word": [] if proof is not None else list(COORDINATORS_WORD),
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from federated.release.files import WrittenModel
     from federated.standing import Standing
     from federated.study_store import Step
+    from federated.training_progress import TrainingProgress
 
 #: What a kind of question asks for, before the words that it was declared with.
 _ASKS: Final = {
@@ -35,7 +36,13 @@ _ASKS: Final = {
     "contrast": "the difference between arms",
     "groups": "the mean in each group",
     "trend": "the mean week by week",
+    "train": "a model, learned round by round from people's own days",
+    "evaluate": "how good a model is on people who were not trained on",
 }
+#: What is told of a training's progress.
+_PROGRESS: Final = (
+    "asked", "summed", "announced", "epsilon", "reserved", "delta", "over", "damaged",
+)  # fmt: skip
 
 
 def stage_of(standing: Standing) -> str:
@@ -81,6 +88,22 @@ def step_line(step: Step) -> str:
     return f"{at}  {step.kind:8}  {who:24}  log entry {step.log_index}"
 
 
+def progress_line(one: TrainingProgress) -> str:
+    """How far a training has come, in a line."""
+    if one.damaged:
+        return f"{one.query}: what is kept of this training cannot be read"
+    over = ", over" if one.over else ""
+    return (
+        f"{one.query}: {one.asked} of {one.announced} rounds asked, {one.summed} with a sum{over}; "
+        f"ε = {one.epsilon:.2f} so far of {one.reserved:.3g}, at δ = {one.delta:.1g}"
+    )
+
+
+def progress_object(one: TrainingProgress) -> dict[str, Any]:
+    """The same as plain values."""
+    return {"training": one.query, **{name: getattr(one, name) for name in _PROGRESS}}
+
+
 def show(standing: Standing, *, as_json: bool) -> None:
     """Say where a study stands."""
     waits = f", waits for {', '.join(standing.missing)}" if standing.missing else ""
@@ -113,7 +136,7 @@ def signed_lines(study: Study) -> Iterator[str]:
     yield f"Reads        {', '.join(study.columns)}"
     yield f"Costs        ε = {study.epsilon:.3g} at δ = {study.delta:.1g} for each person, in all"
     yield f"Unit         {study.unit}, {study.adjacency} adjacency"
-    yield f"Rounds       {study.rounds} at most, over all runs"
+    yield f"Answers      {study.rounds} at most, over all runs{_training_rounds(study)}"
     yield f"Cohort       {study.minimum_cohort} people at least"
     yield f"Trust model  {study.trust_model.replace('_', ' ')}"
     yield (
@@ -130,8 +153,22 @@ def signed_lines(study: Study) -> Iterator[str]:
     yield f"Hash         {study.study_hash}"
 
 
+def _training_rounds(study: Study) -> str:
+    """That a training of many rounds is one answer, which is paid once."""
+    from federated.learning.round_query import TrainQuery
+    from federated.questions import declared_question
+
+    asked = [declared_question(query.ask) for query in study.queries]
+    rounds = sorted({query.rounds for query in asked if isinstance(query, TrainQuery)})
+    if not rounds:
+        return ""
+    return f"; a training is one, of {' or '.join(map(str, rounds))} rounds"
+
+
 def _query_lines(number: int, query: DeclaredQuery) -> Iterator[str]:
     yield f"Question {number}   {query.name}: {ask_in_words(query.ask)}"
+    for line in learning_lines(query.ask):
+        yield f"             {line}"
     yield f"             reads {', '.join(query.columns)}"
     yield (
         f"             {query.noise.mechanism.replace('_', ' ')} noise of scale "
@@ -145,6 +182,15 @@ def ask_in_words(ask: str) -> str:
     kind, name = given.pop("kind", ""), given.pop("name", "")
     told = ", ".join(f"{key} = {_value(value)}" for key, value in given.items())
     return f"{_ASKS.get(kind, kind)} ({kind} {name!r}){': ' if told else ''}{told}"
+
+
+def learning_lines(ask: str) -> Iterator[str]:
+    """What a training or an evaluation asks, in plain words; nothing for a statistic."""
+    from federated.learning.words import learning_pairs
+    from federated.questions import declared_question
+
+    for word, what in learning_pairs(declared_question(ask)):
+        yield f"{word:9} {what}"
 
 
 def _value(value: object) -> str:
@@ -248,6 +294,8 @@ def print_plan(found: StudyPlan) -> None:
             f"{one.query}: ε = {one.cost.epsilon:.3g} at δ = {one.cost.delta:.1g}, "
             f"{one.noise.mechanism.replace('_', ' ')}; reads {', '.join(sorted(one.columns))}"
         )
+        for line in learning_lines(found.study.query(one.query).ask):
+            typer.echo(f"    {line}")
         if one.refused:
             typer.echo(f"    would be refused: {one.refused}")
         for error in one.expected:

@@ -5,7 +5,7 @@ DIRECTORY/<study id>/answer-kept.json     from the run, closed to others; nothin
 DIRECTORY/<study id>/answer.json          released: the same, with what the study has cost since
 DIRECTORY/<study id>/report.html          released: the page for people
 DIRECTORY/<study id>/answer.proof         released: that the log says so
-DIRECTORY/<study id>/model-<name>.safetensors, .onnx   released: each model, from the answer's weights
+DIRECTORY/<study id>/model-<name>.*       released: each model, as safetensors and ONNX
 DIRECTORY/<study id>/answer-kept-<run>.json   of an earlier run
 ```
 """
