@@ -19,12 +19,22 @@ from federated.study_program import (
     StudyProgram,
     read_file,
 )
-from federated.telling import answer_lines, say, step_line, step_object
+from federated.telling import (
+    answer_lines,
+    model_file_lines,
+    model_file_object,
+    progress_line,
+    progress_object,
+    say,
+    step_line,
+    step_object,
+)
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from federated.approvals import StartedRun
     from federated.node.enrolment import Enrolment
+    from federated.training_progress import TrainingProgress
 
 _LOOK_S: Final = 1.0
 #: Exit code of a run that left a question without an answer.
@@ -101,14 +111,22 @@ def add_watch(app: typer.Typer, commands: StudyCommands) -> None:
         timeout_s: Annotated[float, typer.Option(help="How long to look.")] = 3600.0,
         as_json: JSONOption = False,
     ) -> None:
-        """Follow a study step by step until it is released, refused or past its time."""
+        """Follow a study step by step until it is released, refused or past its time.
+
+        A training that runs is shown round by round, and never its weights.
+        """
         told, deadline = 0, time.monotonic() + timeout_s
+        seen: dict[str, TrainingProgress] = {}
         with commands.open_program() as program:
             while True:
                 standing = program.approvals.standing(name)
                 for step in standing.record.steps[told:]:
                     say(step_object(step), step_line(step), as_json=as_json)
                 told = len(standing.record.steps)
+                for progress in program.trainings(standing.study):
+                    if seen.get(progress.query) != progress:
+                        seen[progress.query] = progress
+                        say(progress_object(progress), progress_line(progress), as_json=as_json)
                 over = standing.released or standing.stage in {"refused", "withdrawn", "expired"}
                 if over or time.monotonic() > deadline:
                     return
@@ -135,21 +153,23 @@ def add_report(app: typer.Typer, commands: StudyCommands) -> None:
             entry = program.approvals.release(
                 name, principal, answer_hash=given.answer_hash, kept_hash=kept.answer_hash
             )
-            page, answer = program.reports.write(given, released=entry)
+            written = program.reports.write(given, released=entry)
             proof = program.prove(entry)
             shown = str(program.reports.write_proof(given, proof)) if proof else ""
         found = {
-            "report": str(page),
-            "answer": str(answer),
+            "report": str(written.page),
+            "answer": str(written.answer),
             "answer_hash": given.answer_hash,
             "log_index": entry,
             "proof": shown,
         }
         missing = "none yet: no witness has cosigned the release; report again, later"
-        lines = [*answer_lines(given.document), f"Report {page}", f"Answer {answer}"]
-        lines.append(f"Proof  {shown or missing}")
-        shown_parts = {name: given.document[name] for name in ("answers", "models")}
-        say({**found, **shown_parts}, "\n".join(lines), as_json=as_json)
+        lines = [*answer_lines(given.document), f"Report {written.page}"]
+        lines += [f"Answer {written.answer}", f"Proof  {shown or missing}"]
+        lines += model_file_lines(written.models)
+        told = {name: given.document[name] for name in ("alarms", "answers", "models")}
+        files = [model_file_object(one) for one in written.models]
+        say({**found, **told, "model_files": files}, "\n".join(lines), as_json=as_json)
 
 
 def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
@@ -184,7 +204,8 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
             "signed by all it needed, and published. The answer says what was signed; each cost, "
             "and the total of the rounds that it lists, are those that follow from it."
         )
-        lines = [f"{found['study']}: {proven}"]
+        lines = [f"WARNING: {words}" for words in found["alarms"]]
+        lines.append(f"{found['study']}: {proven}")
         if found["released"]:
             lines.append("The log says that this very answer was released.")
         else:
@@ -197,6 +218,7 @@ def add_verify(app: typer.Typer, commands: StudyCommands) -> None:
 def _verified(
     document: Mapping[str, Any], believed: Enrolment, proof: bytes | None
 ) -> dict[str, Any]:
+    from federated.release.alarms import alarm_words
     from federated.release.check import COORDINATORS_WORD, verify_document
     from federated.release.document import document_hash
     from federated.release.proof import verify_release
@@ -224,6 +246,7 @@ def _verified(
         "study": study.id,
         "hash": study.study_hash,
         "answer": answer_hash,
+        "alarms": alarm_words(document),
         "released": proof is not None,
         "word": [] if proof is not None else list(COORDINATORS_WORD),
     }

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from audit.model import Entry
     from federated.approvals import Approvals
     from federated.ledger import Ledger
+    from federated.manifest import Study
     from federated.release.files import Reports
     from federated.settings import FederatedSettings
     from federated.signed_study import SignedStudy
     from federated.standing import Standing
+    from federated.training_progress import TrainingProgress
     from policies.model import Principal
 
 type Say = Callable[[str], None]
@@ -56,7 +58,8 @@ class StudyProgram:
     second factor. `run` has the deployment ask the questions and keeps the answers in `reports`,
     whose numbers are given out by a release. `entries` reads the audit log from its beginning,
     `rosters` gives every list of participants that is known. `prove` makes the proof that the entry
-    at an index is in the log as witnesses saw it; empty while none did.
+    at an index is in the log as witnesses saw it; empty while none did. `trainings` says how far
+    each training of a study has come that was begun.
     """
 
     approvals: Approvals
@@ -68,6 +71,7 @@ class StudyProgram:
     rosters: Callable[[], Iterable[Sequence[str]]]
     publish_log: Callable[[], None]
     prove: Callable[[int], bytes]
+    trainings: Callable[[Study], Iterable[TrainingProgress]] = lambda _: ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,20 +6,23 @@ Whoever approves a study reads here all that he signs. Reads nothing and decides
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from federated.release.alarms import alarm_words
 from federated.release.figures import figures
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
     from federated.manifest import DeclaredQuery, Study
     from federated.planning import StudyPlan
+    from federated.release.files import WrittenModel
     from federated.standing import Standing
     from federated.study_store import Step
+    from federated.training_progress import TrainingProgress
 
 #: What a kind of question asks for, before the words that it was declared with.
 _ASKS: Final = {
@@ -33,7 +36,13 @@ _ASKS: Final = {
     "contrast": "the difference between arms",
     "groups": "the mean in each group",
     "trend": "the mean week by week",
+    "train": "a model, learned round by round from people's own days",
+    "evaluate": "how good a model is on people who were not trained on",
 }
+#: What is told of a training's progress.
+_PROGRESS: Final = (
+    "asked", "summed", "announced", "epsilon", "reserved", "delta", "over", "damaged",
+)  # fmt: skip
 
 
 def stage_of(standing: Standing) -> str:
@@ -79,6 +88,22 @@ def step_line(step: Step) -> str:
     return f"{at}  {step.kind:8}  {who:24}  log entry {step.log_index}"
 
 
+def progress_line(one: TrainingProgress) -> str:
+    """How far a training has come, in a line."""
+    if one.damaged:
+        return f"{one.query}: what is kept of this training cannot be read"
+    over = ", over" if one.over else ""
+    return (
+        f"{one.query}: {one.asked} of {one.announced} rounds asked, {one.summed} with a sum{over}; "
+        f"ε = {one.epsilon:.2f} so far of {one.reserved:.3g}, at δ = {one.delta:.1g}"
+    )
+
+
+def progress_object(one: TrainingProgress) -> dict[str, Any]:
+    """The same as plain values."""
+    return {"training": one.query, **{name: getattr(one, name) for name in _PROGRESS}}
+
+
 def show(standing: Standing, *, as_json: bool) -> None:
     """Say where a study stands."""
     waits = f", waits for {', '.join(standing.missing)}" if standing.missing else ""
@@ -111,7 +136,7 @@ def signed_lines(study: Study) -> Iterator[str]:
     yield f"Reads        {', '.join(study.columns)}"
     yield f"Costs        ε = {study.epsilon:.3g} at δ = {study.delta:.1g} for each person, in all"
     yield f"Unit         {study.unit}, {study.adjacency} adjacency"
-    yield f"Rounds       {study.rounds} at most, over all runs"
+    yield f"Answers      {study.rounds} at most, over all runs{_training_rounds(study)}"
     yield f"Cohort       {study.minimum_cohort} people at least"
     yield f"Trust model  {study.trust_model.replace('_', ' ')}"
     yield (
@@ -128,8 +153,22 @@ def signed_lines(study: Study) -> Iterator[str]:
     yield f"Hash         {study.study_hash}"
 
 
+def _training_rounds(study: Study) -> str:
+    """That a training of many rounds is one answer, which is paid once."""
+    from federated.learning.round_query import TrainQuery
+    from federated.questions import declared_question
+
+    asked = [declared_question(query.ask) for query in study.queries]
+    rounds = sorted({query.rounds for query in asked if isinstance(query, TrainQuery)})
+    if not rounds:
+        return ""
+    return f"; a training is one, of {' or '.join(map(str, rounds))} rounds"
+
+
 def _query_lines(number: int, query: DeclaredQuery) -> Iterator[str]:
     yield f"Question {number}   {query.name}: {ask_in_words(query.ask)}"
+    for line in learning_lines(query.ask):
+        yield f"             {line}"
     yield f"             reads {', '.join(query.columns)}"
     yield (
         f"             {query.noise.mechanism.replace('_', ' ')} noise of scale "
@@ -145,6 +184,15 @@ def ask_in_words(ask: str) -> str:
     return f"{_ASKS.get(kind, kind)} ({kind} {name!r}){': ' if told else ''}{told}"
 
 
+def learning_lines(ask: str) -> Iterator[str]:
+    """What a training or an evaluation asks, in plain words; nothing for a statistic."""
+    from federated.learning.words import learning_pairs
+    from federated.questions import declared_question
+
+    for word, what in learning_pairs(declared_question(ask)):
+        yield f"{word:9} {what}"
+
+
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + "}"
@@ -156,7 +204,11 @@ def _time(unix_s: int) -> str:
 
 
 def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """A released answer in lines."""
+    """A released answer in lines; what an audit found against it first."""
+    for words in alarm_words(document):
+        yield f"WARNING: {words}"
+    for one in document["models"]:
+        yield from _model_lines(one)
     for one in document["answers"]:
         yield f"{one['query']}, {one['people']:,} people:"
         for estimate in one["estimates"]:
@@ -168,6 +220,38 @@ def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:
     privacy = document["privacy"]
     epsilon, delta = privacy["epsilon"], privacy["delta"]
     yield f"The study has cost each person ε = {epsilon:.3g} at δ = {delta:.1g}, in all."
+
+
+def _model_lines(one: Mapping[str, Any]) -> Iterator[str]:
+    cost, audit, noise = one["cost"], one["audit"], one["noise"]
+    yield (
+        f"{one['query']}, a model of {one['people']:,} people at {one['nodes']} nodes or more, "
+        f"from {one['summed']} sums of {one['asked']} rounds:"
+    )
+    yield f"    ε = {cost['epsilon']:.3g} at δ = {cost['delta']:.1g} for all rounds together"
+    if audit is None:
+        yield "    its noise was not audited"
+        return
+    yield (
+        f"    audit: ε is at least {audit['lower_bound']:.3g} ({100 * audit['confidence']:g} %), "
+        f"{audit['correct']} of {audit['guesses']} canaries guessed right; "
+        f"noise {100 * noise['share']:.3g} % of what was planned"
+    )
+
+
+def model_file_lines(files: Iterable[WrittenModel]) -> Iterator[str]:
+    """Where each model's files lie, with their digests; or why one is not there."""
+    for one in files:
+        if one.missing:
+            yield f"Model  {one.path.name} was not written: {one.missing}"
+        else:
+            yield f"Model  {one.path} (SHA-256 {one.digest})"
+
+
+def model_file_object(one: WrittenModel) -> dict[str, str]:
+    """The same as plain values."""
+    path = "" if one.missing else str(one.path)
+    return {"query": one.query, "file": path, "sha256": one.digest, "missing": one.missing}
 
 
 def plan_object(found: StudyPlan) -> dict[str, Any]:
@@ -210,6 +294,8 @@ def print_plan(found: StudyPlan) -> None:
             f"{one.query}: ε = {one.cost.epsilon:.3g} at δ = {one.cost.delta:.1g}, "
             f"{one.noise.mechanism.replace('_', ' ')}; reads {', '.join(sorted(one.columns))}"
         )
+        for line in learning_lines(found.study.query(one.query).ask):
+            typer.echo(f"    {line}")
         if one.refused:
             typer.echo(f"    would be refused: {one.refused}")
         for error in one.expected:

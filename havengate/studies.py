@@ -37,6 +37,7 @@ from federated.manifest import Study
 from federated.node.enrolment import Enrolment, parse_enrolment
 from federated.planning import study_costs
 from federated.questions import declared_question
+from federated.release.alarms import alarm_words
 from federated.release.document import make_document
 from federated.release.files import Reports
 from federated.release.proof import make_release_proof
@@ -45,6 +46,8 @@ from federated.signed_study import SignedStudy
 from federated.study_log import verify_logged
 from federated.study_run import Deadlines
 from federated.study_store import StudyStore
+from federated.training_files import TrainingFiles
+from federated.training_progress import TrainingProgress, progress_of
 from gateway.identity.directory import Directory
 from gateway.identity.passwords import Passwords
 from gateway.identity.recording import IdentityLog
@@ -127,6 +130,7 @@ def open_studies(
             rosters=lambda: _rosters(places),
             publish_log=program.log.publish,
             prove=lambda index: runner.prove(index, program.log.publish),
+            trainings=runner.trainings,
         )
 
 
@@ -266,6 +270,15 @@ class _Runner:
     def reports(self) -> Reports:
         return Reports(Path(self.settings.federated.reports_directory))
 
+    @property
+    def kept(self) -> Path:
+        """Where trainings lie between their rounds."""
+        return Path(self.settings.federated.reports_directory) / "trainings"
+
+    def trainings(self, study: Study) -> Iterator[TrainingProgress]:
+        """As `federated.cli.StudyProgram.trainings`."""
+        return progress_of(study, TrainingFiles(directory=self.kept, study_hash=study.study_hash))
+
     def run(self, signed: SignedStudy, standing: Standing, say: Say) -> RunResult:
         """As `federated.cli.StudyProgram.run`."""
         own, log = self.settings.federated.run, Path(self.settings.audit.directory)
@@ -277,7 +290,7 @@ class _Runner:
             believed=_federation(self.places),
             ledger=self.ledger,
             log=log,
-            trainings=Path(self.settings.federated.reports_directory) / "trainings",
+            trainings=self.kept,
             query=declared_question,
             deadlines=Deadlines(greet_s=own.greet_s, stage_s=own.stage_s),
             level=own.level,
@@ -310,6 +323,7 @@ class _Runner:
             for one in outcome.models
         ]
         lines += [f"{name}: no answer. {why}" for name, why in outcome.failures.items()]
+        lines[:0] = [f"WARNING: {words}" for words in alarm_words(document)]
         return RunResult(lines=lines, answer_hash=answer_hash, failures=outcome.failures)
 
     def _charged(self, study: Study, run_id: int, before: Sequence[Charge]) -> Sequence[Charge]:

@@ -26,7 +26,7 @@ from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery, Subgroup
 from federated.learning.models import parameters
 from federated.learning.round_query import TrainQuery
-from federated.learning.spec import Feature, Label, TrainSpec, Work
+from federated.learning.spec import Feature, Label, PersonalHead, TrainSpec, Work
 from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
 from federated.node.columns import column as column_of
 
@@ -36,7 +36,9 @@ KINDS: Final = (TRAIN, EVALUATE)
 _STRATEGIES: Final[Mapping[str, type[FedAvg | FedAvgM]]] = {"fedavg": FedAvg, "fedavgm": FedAvgM}
 _SPEC: Final = tuple(field.name for field in dataclasses.fields(TrainSpec) if field.name != "kind")
 #: What an evaluation repeats: examples and model, and who is held out.
-_SHARED: Final = ("features", "label", "model", "hidden", "steps", "per", "most", "held_out")
+_SHARED: Final = (
+    "features", "label", "model", "hidden", "steps", "per", "most", "held_out", "personal",
+)  # fmt: skip
 _TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop")
 _EVALUATE_KEYS: Final = ("name", "of", *_SHARED, "bins", "subgroups", "examples", "largest_error")
 
@@ -160,8 +162,9 @@ def _spec(given: Mapping[str, Any], what: str) -> TrainSpec:
         for one in _list(filled["features"], f"{what}: `features`")
     ]
     filled["label"] = _convert(_bounded(filled["label"], f"{what}: `label`"), Label, what)
-    if "work" in filled:
-        filled["work"] = _convert(filled["work"], Work, f"{what}: `work`")
+    for key, kind in (("work", Work), ("personal", PersonalHead)):
+        if key in filled:
+            filled[key] = _convert(filled[key], kind, f"{what}: `{key}`")
     if "model" in filled:
         filled["kind"] = filled.pop("model")
     return _convert(filled, TrainSpec, what)

@@ -7,6 +7,7 @@ scales them, its output what `predict` says. Nothing of torch is needed to write
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
@@ -37,11 +38,16 @@ type _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a released model says of itself. ε at δ: of all its training, unit person, zero-out."""
+    """What a released model says of itself. ε at δ: of all its training, unit person, zero-out.
+
+    `audit`: what the audit of its training found: `none` took place, `nothing_found`, or the names
+    of findings (`release.alarms`), for a file travels without the page that says them first.
+    """
 
     study_hash: str
     epsilon: float
     delta: float
+    audit: str = "none"
 
 
 def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
@@ -54,6 +60,7 @@ def metadata(spec: TrainSpec, provenance: Provenance) -> Mapping[str, str]:
         "delta": repr(provenance.delta),
         "unit": "person",
         "adjacency": "zero-out",
+        "audit": provenance.audit,
     }
     if spec.personal is not None:
         said["head"] = _PERSONAL
@@ -73,7 +80,19 @@ def to_safetensors(spec: TrainSpec, weights: NDArray[np.float64], provenance: Pr
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in _named(spec, weights).items()}
-    return save(tensors, metadata=dict(metadata(spec, provenance)))
+    return _in_one_form(save(tensors, metadata=dict(metadata(spec, provenance))))
+
+
+def _in_one_form(data: bytes) -> bytes:
+    """The same file with its header's keys sorted: the library writes them in any order.
+
+    A file is its header's length (8 bytes, little-endian), the header as JSON, padded with spaces
+    to a multiple of 8 bytes, and the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    padded = header.ljust(-(-len(header) // 8) * 8)
+    return len(padded).to_bytes(8, "little") + padded + data[end:]
 
 
 def to_onnx(spec: TrainSpec, weights: NDArray[np.float64], provenance: Provenance) -> bytes:

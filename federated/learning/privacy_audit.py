@@ -39,6 +39,8 @@ from federated.learning.one_run_bound import guesses_for, lower_bound
 from federated.learning.spec import MAX_ROUNDS
 from federated.model import NoisePlan
 
+#: What `Audit.result` is sure to, unless it is asked otherwise.
+CONFIDENCE: Final = 0.95
 #: How often `Audit.noise` may find noise missing that is not.
 FALSE_ALARM: Final = 1e-6
 _MAGIC: Final = b"havengate/privacy-audit/v1\n"
@@ -140,7 +142,9 @@ class Audit:
                 total += (shift / max(spread, squared * _LEAST_SHARE)) * row
         return total
 
-    def result(self, *, epsilon: float, delta: float, confidence: float = 0.95) -> AuditResult:
+    def result(
+        self, *, epsilon: float, delta: float, confidence: float = CONFIDENCE
+    ) -> AuditResult:
         """Guess, count, and bound ε from below. `epsilon`: claimed at `delta` for all rounds.
 
         The k/2 highest scores are guessed in, the k/2 lowest out, with k by the public rule of

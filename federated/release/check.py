@@ -24,12 +24,16 @@ from audit.errors import AuditError
 from audit.note import VerifierKey
 from audit.proof import parse_proof
 from federated.errors import BudgetExhaustedError, ManifestError
+from federated.learning.evaluate import EvaluateQuery
 from federated.learning.models import parameters
+from federated.learning.one_run_bound import lower_bound
+from federated.learning.privacy_audit import CONFIDENCE, FALSE_ALARM
 from federated.learning.round_query import TrainQuery
 from federated.manifest import Study, canonical_json
 from federated.model import PrivacyCost
 from federated.planning import composed_epsilon, study_costs, verify_within
 from federated.questions import declared_question
+from federated.release.alarms import alarms
 from federated.release.document import (
     FORMAT,
     cost_part,
@@ -62,13 +66,10 @@ COORDINATORS_WORD: Final = (
     "models[].asked",
     "models[].summed",
     "models[].weights",
-    "models[].audit.lower_bound",
-    "models[].audit.confidence",
     "models[].audit.guesses",
     "models[].audit.correct",
     "models[].noise.share",
     "models[].noise.short[]",
-    "models[].noise.false_alarm",
     "models[].noise.passed",
     "failures.*",
     "approvals[].at",
@@ -81,6 +82,8 @@ COORDINATORS_WORD: Final = (
 )
 #: What another machine's mathematics may make of the same ε.
 _SAME: Final = 1e-9
+#: The same of an audit's bound, in units of ε: bisection stops that near to it.
+_SAME_BOUND: Final = 1e-8
 
 
 def verify_document(
@@ -146,8 +149,10 @@ def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> 
     for one in found.parts():
         if one.round not in charged or charged[one.round] != costs[one.query]:
             raise ManifestError(f"The answer {one.query} cost another sum than was charged.")
+    models = [_model(one, study, costs[one.query]) for one in found.models]
     return {
         "format": FORMAT,
+        "alarms": alarms(models),
         "study": study_part(study),
         "privacy": privacy_part(
             study,
@@ -156,7 +161,7 @@ def _made_again(found: Form, signed: SignedStudy, proof: bytes, origin: str) -> 
         ),
         "trust": trust_part(study),
         "answers": [_answer(one, study, costs[one.query]) for one in found.answers],
-        "models": [_answer(one, study, costs[one.query]) for one in found.models],
+        "models": models,
         "failures": dict(found.failures),
         "approvals": _approvals(found, signed, proof),
         "evidence": {
@@ -182,22 +187,27 @@ def _verify_asked(found: Form, study: Study) -> None:
     if set(found.failures) != set(asked) - answered:
         raise ManifestError("The document does not say of each question what became of it.")
     for one in found.parts():
-        query = declared_question(study.query(one.query).ask)
-        if isinstance(one, Trained) != isinstance(query, TrainQuery):
-            raise ManifestError(f"The document says of {one.query} what it cannot be.")
-        if isinstance(one, Trained) and isinstance(query, TrainQuery):
-            _verify_model(one, query)
-        least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
-        if one.people < least or one.nodes < study.aggregation.minimum_survivors:
-            raise ManifestError(
-                f"The answer {one.query} has fewer people or nodes than was approved."
-            )
-        run = one.round.partition("-")[0]
-        # A training may have begun in an earlier run of the study.
-        if not (run == found.run.id or (isinstance(one, Trained) and run.isdecimal())):
-            raise ManifestError(f"The answer {one.query} is of another run.")
+        _verify_part(one, study, found.run.id, answered)
     if not found.run.id.isdecimal():
         raise ManifestError("The document is of no run.")
+
+
+def _verify_part(one: Answered | Trained, study: Study, run_id: str, answered: set[str]) -> None:
+    """It is what its question asks for, of enough people, and of a run that it can be of."""
+    query = declared_question(study.query(one.query).ask)
+    if isinstance(one, Trained) != isinstance(query, TrainQuery):
+        raise ManifestError(f"The document says of {one.query} what it cannot be.")
+    if isinstance(one, Trained) and isinstance(query, TrainQuery):
+        _verify_model(one, query)
+    if isinstance(query, EvaluateQuery) and query.spec.name not in answered:
+        raise ManifestError(f"The answer {one.query} judges a model that is not there.")
+    least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
+    if one.people < least or one.nodes < study.aggregation.minimum_survivors:
+        raise ManifestError(f"The answer {one.query} has fewer people or nodes than was approved.")
+    run = one.round.partition("-")[0]
+    # A training may have begun in an earlier run of the study.
+    if not (run == run_id or (isinstance(one, Trained) and run.isdecimal())):
+        raise ManifestError(f"The answer {one.query} is of another run.")
 
 
 def _verify_model(one: Trained, query: TrainQuery) -> None:
@@ -205,8 +215,14 @@ def _verify_model(one: Trained, query: TrainQuery) -> None:
     weights = model_weights({"weights": one.weights})
     if weights.shape != (parameters(query.spec),) or not np.isfinite(weights).all():
         raise ManifestError(f"The weights of {one.query} are no such model.")
-    if one.asked > query.rounds or (one.audit.canaries if one.audit else 0) != query.canaries:
+    # Only a rule that was signed ends a training before its last round.
+    least = 1 if query.stop is not None else query.rounds
+    audit, noise = one.audit, one.noise
+    canaries = None if audit is None else audit.canaries
+    if not least <= one.asked <= query.rounds or canaries != (query.canaries or None):
         raise ManifestError(f"The model {one.query} was trained or audited otherwise than signed.")
+    if audit and noise and (audit.confidence, noise.false_alarm) != (CONFIDENCE, FALSE_ALARM):
+        raise ManifestError(f"The audit of the model {one.query} was less sure than it has to be.")
 
 
 def _known(given: Cost, costs: Sequence[PrivacyCost]) -> PrivacyCost:
@@ -244,6 +260,23 @@ def _answer(one: Answered | Trained, study: Study, cost: PrivacyCost) -> dict[st
         "ask": json.loads(study.query(one.query).ask),
         "cost": _cost(one.cost, cost),
     }
+
+
+def _model(one: Trained, study: Study, cost: PrivacyCost) -> dict[str, Any]:
+    """With the bound that the audit's counts prove, whatever bound is given."""
+    made = _answer(one, study, cost)
+    audit = one.audit
+    if audit is not None:
+        proven = lower_bound(
+            canaries=audit.canaries,
+            guesses=audit.guesses,
+            correct=audit.correct,
+            delta=cost.delta,
+            confidence=audit.confidence,
+        )
+        if not math.isclose(audit.lower_bound, proven, rel_tol=0, abs_tol=_SAME_BOUND):
+            made["audit"]["lower_bound"] = proven
+    return made
 
 
 def _approvals(found: Form, signed: SignedStudy, proof: bytes) -> list[dict[str, Any]]:

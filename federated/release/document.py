@@ -26,6 +26,7 @@ from federated.ledger_rows import Charge, parse_cost
 from federated.manifest import Study, canonical_json
 from federated.model import Answer, Estimate, PrivacyCost
 from federated.planning import composed_epsilon
+from federated.release.alarms import alarms
 from federated.signed_study import SignedStudy
 from federated.standing import Standing
 from federated.study_log import StudyBundle
@@ -152,8 +153,10 @@ def make_document(
     """
     study = standing.study
     published = parse_proof(bundle.proof).index
+    trained = [_model(study, one) for one in models]
     return {
         "format": FORMAT,
+        "alarms": alarms(trained),
         "study": study_part(study),
         "privacy": privacy_part(
             study,
@@ -162,7 +165,7 @@ def make_document(
         ),
         "trust": trust_part(study),
         "answers": [_answer(study, one) for one in answers],
-        "models": [_model(study, one) for one in models],
+        "models": trained,
         "failures": dict(failures),
         "approvals": [
             _approval(step, published=published) for step in standing.record.of("propose", *_WORDS)
@@ -284,7 +287,7 @@ def _model(study: Study, one: TrainedModel) -> dict[str, Any]:
         "nodes": one.nodes,
         "asked": one.asked,
         "summed": one.summed,
-        "weights": base64.b64encode(one.weights.astype("<f8").tobytes()).decode(),
+        "weights": _weights_text(one.weights),
         "cost": cost_part(one.cost),
         "audit": None
         if audit is None
@@ -310,9 +313,17 @@ def model_weights(model: Mapping[str, Any]) -> NDArray[np.float64]:
     """The weights of a document's model. Raises `ManifestError` for what is no such text."""
     try:
         raw = base64.b64decode(model["weights"], validate=True)
-        return np.frombuffer(raw, dtype="<f8").astype(np.float64)
+        weights = np.frombuffer(raw, dtype="<f8").astype(np.float64)
     except (binascii.Error, ValueError, TypeError, KeyError) as error:
         raise ManifestError("The weights in the document are malformed.") from error
+    # Base64 has bits that say nothing: one model has one text.
+    if _weights_text(weights) != model["weights"]:
+        raise ManifestError("The weights in the document are not in their one form.")
+    return weights
+
+
+def _weights_text(weights: NDArray[np.float64]) -> str:
+    return base64.b64encode(weights.astype("<f8").tobytes()).decode()
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

@@ -5,6 +5,7 @@ DIRECTORY/<study id>/answer-kept.json     from the run, closed to others; nothin
 DIRECTORY/<study id>/answer.json          released: the same, with what the study has cost since
 DIRECTORY/<study id>/report.html          released: the page for people
 DIRECTORY/<study id>/answer.proof         released: that the log says so
+DIRECTORY/<study id>/model-<name>.*       released: each model, as safetensors and ONNX
 DIRECTORY/<study id>/answer-kept-<run>.json   of an earlier run
 ```
 """
@@ -38,6 +39,25 @@ class KeptAnswer:
     directory: Path
     document: Mapping[str, Any]
     answer_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenModel:
+    """A model's file: its path and SHA-256 (hex), or why there is none."""
+
+    query: str
+    path: Path
+    digest: str
+    missing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenRelease:
+    """Where a release lies."""
+
+    page: Path
+    answer: Path
+    models: tuple[WrittenModel, ...]
 
 
 class Reports:
@@ -83,20 +103,42 @@ class Reports:
             raise ManifestError(f"The proof cannot be written: {error.strerror}.") from error
         return path
 
-    def write(self, kept: KeptAnswer, *, released: int) -> tuple[Path, Path]:
-        """Write page and answer; return their paths. `released` is the entry that says so."""
+    def write(self, kept: KeptAnswer, *, released: int) -> WrittenRelease:
+        """Write answer, models and page. `released` is the log's entry that says so.
+
+        A model's file that cannot be made here is said, and nothing of the release is held up.
+        """
+        from federated.release.model_files import PATTERNS, model_files
         from federated.release.report import make_report
 
-        page, answer = kept.directory / "report.html", kept.directory / "answer.json"
-        text = make_report(kept.document, answer_hash=kept.answer_hash, released=released)
+        directory, files = kept.directory, model_files(kept.document)
+        page, answer = directory / "report.html", directory / "answer.json"
+        text = make_report(
+            kept.document, answer_hash=kept.answer_hash, released=released, files=files
+        )
         try:
-            # It would be an earlier answer's, and call this one changed.
-            (kept.directory / PROOF).unlink(missing_ok=True)
+            # They would be an earlier answer's: a proof that calls this one changed, another model.
+            (directory / PROOF).unlink(missing_ok=True)
+            for pattern in PATTERNS:
+                for earlier in directory.glob(pattern):
+                    earlier.unlink()
             write_private(answer, encode_document(kept.document))
+            for file in files:
+                if file.data is not None:
+                    write_private(directory / file.name, file.data)
             write_private(page, text.encode())
         except OSError as error:
             raise ManifestError(f"The report cannot be written: {error.strerror}.") from error
-        return page, answer
+        models = tuple(
+            WrittenModel(
+                query=file.query,
+                path=directory / file.name,
+                digest=file.digest,
+                missing=file.missing,
+            )
+            for file in files
+        )
+        return WrittenRelease(page=page, answer=answer, models=models)
 
 
 def _read_kept(directory: Path, study: Study) -> dict[str, Any]:

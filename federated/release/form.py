@@ -111,6 +111,13 @@ class Trained(_Part, frozen=True, kw_only=True):
     noise: Noise | None
 
 
+class Alarm(_Part, frozen=True, kw_only=True):
+    """What an audit found against a model."""
+
+    query: str
+    finding: str
+
+
 class Approved(_Part, frozen=True, kw_only=True):
     """One step of the paper trail."""
 
@@ -141,6 +148,7 @@ class Form(_Part, frozen=True, kw_only=True):
     """The whole document. `study` and `trust` are compared as they are."""
 
     format: str
+    alarms: list[Alarm]
     study: dict[str, Any]
     privacy: Privacy
     trust: dict[str, Any]
@@ -212,6 +220,8 @@ def _verify_model(one: Trained) -> None:
         and noise.share >= 0
         and 0 < noise.false_alarm < 1
         and all(0 <= number < one.summed for number in noise.short)
+        and noise.short == sorted(set(noise.short))
+        and not (noise.passed and noise.short)
     ):
         raise ManifestError(f"The noise of the model {one.query} is none.")
 

@@ -20,6 +20,7 @@ _MARGIN_IN: Final = 0.9
 #: More rows than this are drawn as a curve with a band.
 _MOST_ROWS: Final = 30
 _BAND_IN: Final = 2.4
+_SQUARE_IN: Final = 3.8
 _LONGEST_NAME: Final = 48
 _INK, _ACCENT, _FAINT = "#1f2a37", "#1d5f8a", "#d5dde6"
 #: `Any`: the stubs name every one of the library's settings.
@@ -52,8 +53,46 @@ def plot_estimates(estimates: Sequence[Mapping[str, Any]], *, label: str) -> str
                 _draw_rows(axis, unit, group)
             else:
                 _draw_band(axis, unit, group)
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
+        return _as_text(figure, label)
+
+
+def plot_reliability(
+    points: Sequence[tuple[float, float, Mapping[str, Any]]], *, label: str
+) -> str:
+    """Draw how often it happened by score: (from, to, estimate) each, beside the line of equality.
+
+    A score's range is drawn as it is, the interval of what was observed as a line through it.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_SQUARE_IN, _SQUARE_IN), layout="constrained")
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color=_FAINT, linewidth=1.4, linestyle="--")
+        middle = [(low + high) / 2 for low, high, _ in points]
+        values = [one["value"] for *_, one in points]
+        axis.errorbar(
+            middle,
+            values,
+            xerr=[(high - low) / 2 for low, high, _ in points],
+            yerr=[
+                [max(0.0, one["value"] - one["low"]) for *_, one in points],
+                [max(0.0, one["high"] - one["value"]) for *_, one in points],
+            ],
+            fmt="o",
+            color=_ACCENT,
+            elinewidth=1.4,
+            markersize=5,
+        )
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(-0.02, 1.02)
+        _finish(axis, "score")
+        axis.grid(axis="y", color=_FAINT, linewidth=0.8)
+        axis.set_ylabel("observed rate")
+        return _as_text(figure, label)
+
+
+def _as_text(figure: Figure, label: str) -> str:
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
     text = _METADATA.sub("", _PROLOGUE.sub("", svg.getvalue(), count=1))
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 

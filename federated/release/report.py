@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from federated.release.figures import figures, number
-from federated.release.plots import plot_estimates
+from federated.release.alarms import alarm_words
+from federated.release.card import judges, model_card
+from federated.release.figures import number
+from federated.release.markup import (
+    MECHANISMS,
+    answer_notes,
+    estimates_plot,
+    estimates_table,
+    small,
+)
+from federated.release.model_files import ModelFile
 
-_MECHANISMS: Final = {
-    "discrete_laplace": "Discrete Laplace noise",
-    "discrete_gaussian": "Discrete Gaussian noise",
-}
 _TRUST: Final = {
     "secure_aggregation": "Secure aggregation: nobody, the coordinator included, saw what a single "
     "node sent. Each node added its own share of the noise.",
     "trusted_server": "Trusted server: the coordinator saw what every node sent, and added the "
     "noise. This report rests on its honesty.",
 }
-#: A longer table is folded away.
-_MOST_ROWS: Final = 20
 _STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2a37; --faint: #d5dde6; --accent: #1d5f8a; }
 * { box-sizing: border-box; }
@@ -36,6 +39,7 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--faint); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+h4 { font-size: .94rem; margin: 1.4rem 0 .3rem; }
 .question { font-size: 1.15rem; margin: .2rem 0 1.4rem; }
 .key { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
   margin: 1.2rem 0; padding: 0; }
@@ -47,9 +51,12 @@ th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px so
   vertical-align: top; }
 td.number, th.number { text-align: right; padding-right: 1.4rem; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
+table.pairs th { width: 8.5rem; font-weight: 600; padding-right: 1rem; }
+table.pairs ul { margin: 0; padding-left: 1.1rem; }
 svg { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
 .caution, .failed { border-left: 4px solid #b7791f; background: #fdf6e7; padding: .6rem .9rem;
   margin: .6rem 0; }
+ul.caution { padding-left: 1.9rem; }
 .failed { border-color: #a33; background: #fbeeee; }
 code { font: .82em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .small { font-size: .88rem; color: #45505c; }
@@ -58,17 +65,26 @@ details { margin: .6rem 0; }
 """
 
 
-def make_report(document: Mapping[str, Any], *, answer_hash: str, released: int | None) -> str:
-    """The page. `released` is the index of the log's entry, once there is one."""
+def make_report(
+    document: Mapping[str, Any],
+    *,
+    answer_hash: str,
+    released: int | None,
+    files: Sequence[ModelFile] = (),
+) -> str:
+    """The page. `released` is the index of the log's entry, once there is one.
+
+    `files` are those of the models that are written beside it, or say why they are not.
+    """
     study = document["study"]
     body = "\n".join(
         (
             f"<h1>{escape(study['title'])}</h1>",
             f'<p class="question">{escape(study["question"])}</p>',
+            *(_alarm(words) for words in alarm_words(document)),
             _key_figures(document),
-            "<h2>Answers</h2>",
-            *(_answer(one) for one in document["answers"]),
-            *(_failure(name, why) for name, why in document["failures"].items()),
+            _models(document, files),
+            _answers(document),
             "<h2>What it cost each person</h2>",
             _privacy(document),
             "<h2>Whom one has to trust</h2>",
@@ -89,20 +105,24 @@ def make_report(document: Mapping[str, Any], *, answer_hash: str, released: int 
     )
 
 
+def _alarm(words: str) -> str:
+    return f'<p class="failed"><b>Warning.</b> {escape(words)}</p>'
+
+
 def _figure(term: str, value: str) -> str:
     return f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>"
 
 
 def _key_figures(document: Mapping[str, Any]) -> str:
-    privacy, answers = document["privacy"], document["answers"]
-    people = sorted({one["people"] for one in answers})
+    privacy, parts = document["privacy"], [*document["models"], *document["answers"]]
+    people = sorted({one["people"] for one in parts})
     cohort = "none" if not people else f"{people[0]:,}"
     if len(people) > 1:
         cohort = f"{people[0]:,} to {people[-1]:,}"
     shown = (
         ("People in the answers", cohort),
         ("Privacy spent", f"ε = {number(privacy['epsilon'])}"),
-        ("at δ", _small(privacy["delta"])),
+        ("at δ", small(privacy["delta"])),
         ("Unit of privacy", privacy["unit"]),
         ("Adjacency", privacy["adjacency"]),
         ("Trust model", document["trust"]["model"].replace("_", " ")),
@@ -110,43 +130,27 @@ def _key_figures(document: Mapping[str, Any]) -> str:
     return f'<dl class="key">{"".join(_figure(*one) for one in shown)}</dl>'
 
 
-def _row(estimate: Mapping[str, Any]) -> str:
-    value, low, high = figures(estimate["value"], estimate["low"], estimate["high"])
-    return (
-        f"<tr><td>{escape(estimate['name'])}</td>"
-        f'<td class="number">{value}</td><td class="number">{low} to {high}</td>'
-        f"<td>{escape(estimate['unit'])}</td></tr>"
-    )
+def _models(document: Mapping[str, Any], files: Sequence[ModelFile]) -> str:
+    cards = "".join(model_card(document, one, files) for one in document["models"])
+    return f"<h2>Models</h2>{cards}" if cards else ""
+
+
+def _answers(document: Mapping[str, Any]) -> str:
+    """All answers that stand in no model's card, and what has none."""
+    names = [one["query"] for one in document["models"]]
+    shown = [
+        _answer(one) for one in document["answers"] if not any(judges(one, name) for name in names)
+    ]
+    shown += [_failure(name, why) for name, why in document["failures"].items()]
+    return f"<h2>Answers</h2>{''.join(shown)}" if shown else ""
 
 
 def _answer(one: Mapping[str, Any]) -> str:
-    estimates = one["estimates"]
-    rows = "".join(_row(estimate) for estimate in estimates)
-    level = f"{100 * estimates[0]['level']:g} %" if estimates else ""
-    cost = one["cost"]
-    label = escape(f"{one['query']}: each estimate with its {level} interval", quote=True)
-    plot = plot_estimates(estimates, label=label) if estimates else ""
-    table = (
-        '<table><thead><tr><th>estimate</th><th class="number">value</th>'
-        f'<th class="number">{level} interval</th><th>unit</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
-    if len(estimates) > _MOST_ROWS:
-        table = f"<details><summary>All {len(estimates)} estimates</summary>{table}</details>"
-    cautions = "".join(f'<p class="caution">{escape(text)}</p>' for text in one["cautions"])
+    plot = estimates_plot(one["query"], one["estimates"])
     return (
         f"<section><h3>{escape(one['query'])}</h3>{plot}"
-        f"{table}{cautions}"
-        f'<p class="small">{one["people"]:,} people at {one["nodes"]} nodes'
-        f"{_dropped(one['dropped'])}. {_MECHANISMS.get(cost['mechanism'], cost['mechanism'])} of "
-        f"scale {number(cost['scale'])} on integers that one person moves by at most "
-        f"{number(cost['l1'])} (L1) or {number(cost['l2'])} (L2). The interval holds the noise "
-        "and the sampling error.</p></section>"
+        f"{estimates_table(one['estimates'])}{answer_notes(one)}</section>"
     )
-
-
-def _dropped(count: int) -> str:
-    return "" if not count else f"; {count} more began and did not come to the end"
 
 
 def _failure(name: str, why: str) -> str:
@@ -157,15 +161,15 @@ def _privacy(document: Mapping[str, Any]) -> str:
     privacy = document["privacy"]
     rows = "".join(
         f'<tr><td>{escape(one["query"])}</td><td class="number">{number(one["cost"]["epsilon"])}'
-        f'</td><td class="number">{_small(one["cost"]["delta"])}</td>'
-        f"<td>{escape(_MECHANISMS.get(one['cost']['mechanism'], ''))}</td></tr>"
-        for one in document["answers"]
+        f'</td><td class="number">{small(one["cost"]["delta"])}</td>'
+        f"<td>{escape(MECHANISMS.get(one['cost']['mechanism'], ''))}</td></tr>"
+        for one in (*document["models"], *document["answers"])
     )
     return (
         "<p>All that was ever asked in this study cost each person at most "
-        f"ε = {number(privacy['epsilon'])} at δ = {_small(privacy['delta'])}; "
+        f"ε = {number(privacy['epsilon'])} at δ = {small(privacy['delta'])}; "
         f"approved were ε = {number(privacy['approved_epsilon'])} "
-        f"at δ = {_small(privacy['approved_delta'])}. The unit is the {escape(privacy['unit'])}: "
+        f"at δ = {small(privacy['approved_delta'])}. The unit is the {escape(privacy['unit'])}: "
         "whatever one person's data say, and however many days they hold, nobody who reads this "
         "can tell it from nothing by more than that. Who took part is not hidden "
         f"({escape(privacy['adjacency'])} adjacency).</p>"
@@ -222,10 +226,6 @@ def _evidence(document: Mapping[str, Any], answer_hash: str, released: int | Non
         f"<details><summary>Proof of publication</summary><pre><code>{escape(proof)}</code></pre>"
         "</details>"
     )
-
-
-def _small(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 
 
 def _time(unix_s: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -81,3 +82,18 @@ def test_a_file_changes_if_anything_it_says_does() -> None:
     assert first == to_onnx(LINEAR, weights, FROM)
     other = Provenance(study_hash="cd" * 32, epsilon=2.0, delta=1e-5)
     assert first != to_onnx(LINEAR, weights, other)
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_safetensors])
+def test_a_model_has_one_file_so_that_its_digest_can_be_told(
+    write: Callable[[TrainSpec, np.ndarray, Provenance], bytes],
+) -> None:
+    weights = weights_for(parameters(GRU), 5)
+    assert len({write(GRU, weights, FROM) for _ in range(20)}) == 1
+
+
+def test_a_file_says_what_an_audit_found() -> None:
+    found = Provenance(study_hash="ab" * 32, epsilon=2.0, delta=1e-5, audit="claim_refuted")
+    model = onnx.load_from_string(to_onnx(LINEAR, np.zeros(3), found))
+    assert {one.key: one.value for one in model.metadata_props}["audit"] == "claim_refuted"
+    assert b'"audit":"claim_refuted"' in to_safetensors(LINEAR, np.zeros(3), found)

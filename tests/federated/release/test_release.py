@@ -296,6 +296,6 @@ def test_a_number_that_is_none_is_no_document(tmp_path: Path) -> None:
     for bad in (b"NaN", b"Infinity", b"1e999"):
         with pytest.raises(ManifestError):
             parse_document(raw.replace(b'"value":5.41', b'"value":' + bad))
-    for other in (b" " + raw, raw + b"\n", raw.replace(b'{"answers"', b'{"answers":[],"answers"')):
+    for other in (b" " + raw, raw + b"\n", raw.replace(b'{"alarms"', b'{"alarms":[],"alarms"')):
         with pytest.raises(ManifestError, match="one form"):
             parse_document(other)
