@@ -24,7 +24,7 @@ from federated.learning.examples import examples_of
 from federated.learning.models import predict
 from federated.learning.spec import TrainSpec
 from federated.learning.split import is_held_out
-from federated.model import Answer, PersonRows
+from federated.model import Answer, NoisePlan, PersonRows
 from tests.federated.learning import targets
 from tests.federated.learning.targets import PHQ9, noise_of, trained
 
@@ -41,6 +41,7 @@ class Judged:
     """A private model, and the people whom no round of its training asked."""
 
     weights: NDArray[np.float64] = field(repr=False)
+    learned_from: tuple[PersonRows, ...] = field(repr=False)
     held_out: tuple[PersonRows, ...] = field(repr=False)
 
 
@@ -52,11 +53,12 @@ def judged() -> Judged:
         is_held_out(study="fairness", tag=f"{place}", fraction=SPEC.held_out)
         for place in range(len(rows))
     ]
-    learn = [examples_of(SPEC, one) for one, kept in zip(rows, out, strict=True) if not kept]
+    learn = tuple(one for one, kept in zip(rows, out, strict=True) if not kept)
     noise = noise_of(SPEC, epsilon=2.0, delta=PHQ9.delta)
-    weights = trained(SPEC, learn, strategy=PHQ9.strategy, noise=noise, seed=0)
+    examples = [examples_of(SPEC, one) for one in learn]
     return Judged(
-        weights=weights,
+        weights=trained(SPEC, examples, strategy=PHQ9.strategy, noise=noise, seed=0),
+        learned_from=learn,
         held_out=tuple(one for one, kept in zip(rows, out, strict=True) if kept),
     )
 
@@ -73,18 +75,24 @@ def summed(query: EvaluateRound, people: Sequence[PersonRows]) -> NDArray[np.int
     return total
 
 
-def answer(
-    query: EvaluateRound, total: NDArray[np.int64], people: int, *, epsilon: float, seed: int
-) -> Answer:
-    """What the question releases: with the noise that four sites' shares leave in the sum."""
+def noisy(
+    query: EvaluateRound, total: NDArray[np.int64], *, epsilon: float, seed: int
+) -> tuple[NDArray[np.int64], NoisePlan]:
+    """The sum as four sites' shares of noise leave it, and the noise that is then in it."""
     noise = choose_noise(query, epsilon=epsilon, delta=PHQ9.delta)
     schedule = targets.shared_noise(noise)
     bits = SeededBits(seed.to_bytes(32), b"noise")
     granular = total * schedule.granularity + targets.left_in_sum(schedule, len(total), bits)
     left = carried(noise, float(schedule.weight(targets.SITES)))
-    return query.decode(
-        unscale(granular, schedule.granularity), noise=left, people=people, level=0.95
-    )
+    return unscale(granular, schedule.granularity), left
+
+
+def answer(
+    query: EvaluateRound, total: NDArray[np.int64], people: int, *, epsilon: float, seed: int
+) -> Answer:
+    """What the question releases."""
+    released, left = noisy(query, total, epsilon=epsilon, seed=seed)
+    return query.decode(released, noise=left, people=people, level=0.95)
 
 
 def exact(weights: NDArray[np.float64], people: Sequence[PersonRows]) -> dict[str, float]:

@@ -51,6 +51,8 @@ def half(found: Estimate) -> float:
 
 
 def test_every_group_is_of_people_whom_no_round_asked() -> None:
+    learned_from = {id(one) for one in judged().learned_from}
+    assert learned_from.isdisjoint(id(one) for one in judged().held_out)
     sizes = {name: len(people) for name, people in groups(judged().held_out).items()}
     whole = sizes.pop("")
     assert whole > 1900
@@ -60,6 +62,17 @@ def test_every_group_is_of_people_whom_no_round_asked() -> None:
         for column in ("sex", "age_years")
     )
     assert by_sex == by_age == whole
+
+
+def test_an_answer_carries_the_noise_that_its_intervals_allow_for() -> None:
+    query, total = asked(BINS)
+    drawn = []
+    for seed in range(DRAWS):
+        released_sum, left = fairness.noisy(query, total, epsilon=1.0, seed=seed)
+        assert left.mechanism == "discrete_laplace"
+        assert left.scale >= query.sensitivity.l1
+        drawn.append((released_sum - total) / left.scale)
+    assert np.mean(np.concatenate(drawn) ** 2) == pytest.approx(2.0, rel=0.25)
 
 
 def test_at_epsilon_1_each_groups_calibration_is_told_to_a_twentieth() -> None:
