@@ -38,7 +38,7 @@ minimum_survivors = 4
 
 [[queries]]
 epsilon = 12.0
-delta = 1e-4
+delta = 1e-7
 [queries.ask]
 kind = "train"
 name = "mood"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ from tests.federated.studies import ORIGIN, Parties, PlainSealer, StudyLog
 from tests.openbao import RunningServer, wait_until
 
 PEOPLE = ("me", "you", "he", "she", "they")
+FIVE = {name: {"sleep_hours": [7.0, 7.5, 6.5], "mood": [0.5, 1.0, -1.0]} for name in PEOPLE}
 
 STUDY = """
 id = "ID"
@@ -202,8 +203,14 @@ HOURS = '{"column":"sleep_hours","edges":[4.0,6.0,8.0],"kind":"histogram","name"
 
 
 @contextmanager
-def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Running]:
-    """Start everything in `directory`: each node with five people who agree to everything."""
+def running(
+    bao: RunningServer,
+    directory: Path,
+    *,
+    nodes: int,
+    people: Callable[[str], Mapping[str, Mapping[str, Sequence[float]]]] = lambda _: FIVE,
+) -> Iterator[Running]:
+    """Start everything in `directory`: each node with its people, who agree to everything."""
     # The processes that start now must find the same sources.
     installed_code_hash()
     parties, log = Parties(), StudyLog(directory)
@@ -230,7 +237,7 @@ def running(bao: RunningServer, directory: Path, *, nodes: int) -> Iterator[Runn
             with Federation(places, certificates, say=print) as federation:
                 roster = federation.enrol(names, site=lambda name: name)
                 for name in names:
-                    populate(places.node(name))
+                    populate(places.node(name), people(name))
                 with faulty(federation, places, names[0]):
                     federation.start_nodes(names[1:])
                     federation.wait_online(set(roster.flower_ids().values()))
@@ -263,12 +270,11 @@ def faulty(federation: Federation, places: Places, name: str) -> Iterator[None]:
         child.stop()
 
 
-def populate(directory: Path) -> None:
+def populate(directory: Path, people: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Put people into a node's store, who agree to what is asked of their sleep and mood."""
     store = Store.open(directory / "device.store", FileKeeper(directory / "device.keys"))
     try:
-        days = {"sleep_hours": [7.0, 7.5, 6.5], "mood": [0.5, 1.0, -1.0]}
-        fill(store, dict.fromkeys(PEOPLE, days))
+        fill(store, people)
         agree(store)
         Budget(store, accountant).set_cap(Cap(epsilon=1000.0, delta=1e-6))
     finally:
@@ -278,7 +284,7 @@ def populate(directory: Path) -> None:
 def agree(store: Store) -> None:
     """Let everybody in a store agree to what is asked of their sleep and mood."""
     scope = Scope(
-        kinds=frozenset({"histogram", "train"}),
+        kinds=frozenset({"histogram", "train", "evaluate"}),
         columns=frozenset({"sleep_hours", "mood"}),
         purposes=frozenset({"HRESCH"}),
     )
