@@ -106,6 +106,8 @@ def _ours(devices: Devices, rounds: int) -> tuple[float, Floats]:
 
 def _peer(python: Path, module: str, rounds: int) -> tuple[float, Floats]:
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray gives way to all else that runs; a peer shall not.
+    quiet |= {"RAY_worker_niceness": "0"}
     done = subprocess.run(
         [python, "-c", f"from benchmarks.{module} import main; main({rounds})"],
         cwd=ROOT,

@@ -26,7 +26,7 @@ def python_of(name: str, requirements: Sequence[str], *, beside: bool = False) -
     changing a version. Raises `RuntimeError` with what uv said if it cannot be made.
     """
     pinned = _pinned() if beside else ""
-    wanted = "\n".join((sys.version, sys.executable if beside else "", *requirements, pinned))
+    wanted = "\n".join((sys.version, sys.prefix if beside else "", *requirements, pinned))
     folder = _cache() / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     python, ready = folder / "bin" / "python", folder / ".ready"
     if ready.exists() and python.exists():

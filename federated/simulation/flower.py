@@ -56,13 +56,15 @@ class Spread:
     """How the work is spread. `clients`: Flower's virtual clients, each with a chunk of each round.
 
     `folder`: where devices lie for all machines. `cores`, `gpus`: what Ray gives each client's
-    process; as many run at once as fit. `timeout_s`: for one round.
+    process; as many run at once as fit. `address`: of a Ray cluster that runs already; without it
+    Ray starts on this machine alone. `timeout_s`: for one round.
     """
 
     folder: Path
     clients: int = 2
     cores: float = 1.0
     gpus: float = 0.0
+    address: str | None = None
     backend: Vectorised = field(default_factory=lambda: Vectorised(workers=1))
     timeout_s: float = 3600.0
 
@@ -133,7 +135,10 @@ def simulate_on_ray(
         client_app=client_app(population.spec, spread),
         num_supernodes=spread.clients,
         backend_name="ray",
-        backend_config={"client_resources": {"num_cpus": spread.cores, "num_gpus": spread.gpus}},
+        backend_config={
+            "init_args": {"address": spread.address} if spread.address else {},
+            "client_resources": {"num_cpus": spread.cores, "num_gpus": spread.gpus},
+        },
     )
     if not found:
         raise DeploymentError("Flower's simulation ended without a result; its log says why.")

@@ -25,7 +25,7 @@ from federated.model import RandomBits
 from federated.simulation.devices import Devices
 from federated.simulation.kernels import Chunk, changes
 
-#: Measured best where a chunk stays within a core's caches; a GPU wants some gigabytes.
+#: On a CPU smaller chunks cost more calls, larger ones leave the caches. A GPU wants gigabytes.
 _MEMORY_BYTES: Final = 32 << 20
 
 type _Floats = NDArray[np.float64]

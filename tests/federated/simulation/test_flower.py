@@ -47,7 +47,13 @@ def test_a_training_spread_on_ray_is_the_same_training(tmp_path: Path) -> None:
     done = subprocess.run(
         [python, "-m", "tests.federated.simulation.spread_training", tmp_path],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            # Ray's workers give way to all else that runs, and the test would wait for them.
+            "RAY_worker_niceness": "0",
+        },
         capture_output=True,
         text=True,
         timeout=560,
