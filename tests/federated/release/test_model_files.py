@@ -145,16 +145,17 @@ def test_weights_that_floats_cannot_hold_are_released_all_the_same(tmp_path: Pat
 
 
 def test_an_earlier_releases_model_does_not_stay_beside_another_answer(tmp_path: Path) -> None:
-    written, _ = release(tmp_path, training_study(), np.zeros(4))
-    stale = written.page.parent / "model-older.onnx"
-    stale.write_bytes(b"an earlier run's")
-    other, _ = release(tmp_path / "b", training_study(), np.full(4, 1e300))
+    of = training_study()
+    written, _ = release(tmp_path, of, np.zeros(4))
+    folder = written.page.parent
+    for name in ("model-older.onnx", "model-older.safetensors"):
+        (folder / name).write_bytes(b"an earlier run's")
     reports = Reports(tmp_path / "reports")
-    kept = reports.kept(training_study())
-    assert (written.page.parent / "model-mood.onnx").exists()
-    reports.write(kept, released=18)
-    assert not stale.exists()
-    assert not (other.page.parent / "model-mood.onnx").exists()
+    reports.write(reports.kept(of), released=18)
+    assert {path.name for path in folder.glob("model-*")} == {
+        "model-mood.onnx",
+        "model-mood.safetensors",
+    }
 
 
 def test_a_model_file_carries_what_its_audit_found(tmp_path: Path) -> None:
