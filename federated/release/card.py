@@ -81,7 +81,7 @@ def _what(model: Mapping[str, Any], query: TrainQuery) -> Iterator[tuple[str, st
     yield (
         "Trained on",
         f"{model['people']:,} people or more in each round, at {model['nodes']} nodes or more; "
-        f"{rounds}, {model['summed']} came to a sum" + (f", {lost} were lost" if lost else ""),
+        f"{rounds}, {model['summed']} came to a sum" + (f"; without a sum: {lost}" if lost else ""),
     )
     yield "Held out", escape(held_out_words(spec)) + (
         ": they count among the people above and brought nothing; they alone are asked how well "

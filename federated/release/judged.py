@@ -90,7 +90,7 @@ def _reliability(name: str, estimates: _Estimates) -> Iterator[str]:
     }"
     left = len(points) - len(known)
     if left:
-        yield f'<p class="small">{left} ranges of scores have too few people to say anything.</p>'
+        yield f'<p class="small">Ranges of scores with too few people to say anything: {left}.</p>'
 
 
 def _past(name: str, estimates: _Estimates) -> Iterator[str]:
