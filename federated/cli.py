@@ -24,6 +24,7 @@ from federated.study_program import (
     SiteOption,
     StudyCommands,
     StudyProgram,
+    StudyReading,
     read_file,
 )
 from federated.telling import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from federated.manifest import Study
     from federated.settings import FederatedSettings
 
-__all__ = ["RunResult", "Say", "StudyCommands", "StudyProgram", "build"]
+__all__ = ["RunResult", "Say", "StudyCommands", "StudyProgram", "StudyReading", "build"]
 
 #: Stands for the nodes of a study that is only looked at.
 _NO_ROSTER: Final = "0" * 64
@@ -213,8 +214,8 @@ def _add_list(app: typer.Typer, commands: StudyCommands) -> None:
     @app.command("list")
     def list_(*, as_json: JSONOption = False) -> None:
         """Show every study and where it stands."""
-        with commands.open_program() as program:
-            standings = program.approvals.all()
+        with commands.open_reading() as reading:
+            standings = reading.approvals.all()
         if as_json:
             print_json([standing_object(one) for one in standings])
             return
@@ -226,8 +227,8 @@ def _add_list(app: typer.Typer, commands: StudyCommands) -> None:
     @app.command()
     def show(name: NameArgument, *, as_json: JSONOption = False) -> None:
         """Show one study: what it asks, what it costs, who approved it."""
-        with commands.open_program() as program:
-            standing = program.approvals.standing(name)
+        with commands.open_reading() as reading:
+            standing = reading.approvals.standing(name)
         if as_json:
             print_json(standing_object(standing))
             return

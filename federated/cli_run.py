@@ -117,13 +117,13 @@ def add_watch(app: typer.Typer, commands: StudyCommands) -> None:
         """
         told, deadline = 0, time.monotonic() + timeout_s
         seen: dict[str, TrainingProgress] = {}
-        with commands.open_program() as program:
+        with commands.open_reading() as reading:
             while True:
-                standing = program.approvals.standing(name)
+                standing = reading.approvals.standing(name)
                 for step in standing.record.steps[told:]:
                     say(step_object(step), step_line(step), as_json=as_json)
                 told = len(standing.record.steps)
-                for progress in program.trainings(standing.study):
+                for progress in reading.trainings(standing.study):
                     if seen.get(progress.query) != progress:
                         seen[progress.query] = progress
                         say(progress_object(progress), progress_line(progress), as_json=as_json)

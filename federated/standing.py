@@ -1,17 +1,19 @@
-"""Where a study stands, as its steps say it: who has signed, and whose word is missing. Pure.
+"""Where a study stands, as its steps say it: who has signed, and whose word is missing.
 
-Who may take a step is decided in `federated.approvals`; rows stand in `federated.study_store`.
+Pure but for `Standings`, which reads a store. Who may take a step is decided in
+`federated.approvals`; rows stand in `federated.study_store`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from federated.errors import ApprovalError
 from federated.manifest import Study
 from federated.signed_study import Role, SignedStudy, StudySignature, TrustedKeys
-from federated.study_store import Record, Step
+from federated.study_store import Record, Step, StudyStore
 
 type Stage = Literal["proposed", "approved", "published", "refused", "withdrawn", "expired"]
 
@@ -48,6 +50,28 @@ def standing_of(record: Record, trusted: TrustedKeys, *, now: float) -> Standing
     if record.of("refuse"):
         stage = "refused"
     return Standing(record=record, stage=stage, missing=missing)
+
+
+class Standings:
+    """Where all studies of a store stand. Looks only; `clock` is Unix time in seconds."""
+
+    def __init__(
+        self, store: StudyStore, trusted: TrustedKeys, *, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._trusted = trusted
+        self._clock = clock
+
+    def standing(self, name: str) -> Standing:
+        """That of the study of this id or hash. Raises `ApprovalError` if there is none."""
+        return self._of(self._store.find(name))
+
+    def all(self) -> list[Standing]:
+        """Every study's, the oldest first."""
+        return [self._of(record) for record in self._store.all()]
+
+    def _of(self, record: Record) -> Standing:
+        return standing_of(record, self._trusted, now=self._clock())
 
 
 def verify_stands(record: Record) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from federated.release.files import Reports
     from federated.settings import FederatedSettings
     from federated.signed_study import SignedStudy
-    from federated.standing import Standing
+    from federated.standing import Standing, Standings
     from federated.training_progress import TrainingProgress
     from policies.model import Principal
 
@@ -58,8 +58,7 @@ class StudyProgram:
     second factor. `run` has the deployment ask the questions and keeps the answers in `reports`,
     whose numbers are given out by a release. `entries` reads the audit log from its beginning,
     `rosters` gives every list of participants that is known. `prove` makes the proof that the entry
-    at an index is in the log as witnesses saw it; empty while none did. `trainings` says how far
-    each training of a study has come that was begun.
+    at an index is in the log as witnesses saw it; empty while none did.
     """
 
     approvals: Approvals
@@ -71,6 +70,16 @@ class StudyProgram:
     rosters: Callable[[], Iterable[Sequence[str]]]
     publish_log: Callable[[], None]
     prove: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyReading:
+    """What a command works with that only looks: no log, no key server, also while a run is on.
+
+    `trainings` says how far each training of a study has come that was begun.
+    """
+
+    approvals: Standings
     trainings: Callable[[Study], Iterable[TrainingProgress]] = lambda _: ()
 
 
@@ -84,6 +93,7 @@ class StudyCommands:
     settings: Callable[[], FederatedSettings]
     roster: Callable[[], str | None]
     open_program: Callable[[], AbstractContextManager[StudyProgram]]
+    open_reading: Callable[[], AbstractContextManager[StudyReading]]
     nodes: Callable[[], int | None] = lambda: None
 
 

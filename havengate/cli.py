@@ -148,6 +148,7 @@ def build() -> typer.Typer:
                 roster=_enrolled_roster,
                 nodes=_enrolled_nodes,
                 open_program=_open_studies,
+                open_reading=_open_reading,
             )
         ),
         name="study",
@@ -213,6 +214,12 @@ def _open_studies() -> AbstractContextManager[studies_cli.StudyProgram]:
     from havengate import studies
 
     return studies.open_studies(_settings(), os.environ)
+
+
+def _open_reading() -> AbstractContextManager[studies_cli.StudyReading]:
+    from havengate import studies
+
+    return studies.open_reading(_settings())
 
 
 def _enrolled_nodes() -> int | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -43,7 +44,9 @@ from federated.release.files import Reports
 from federated.release.proof import make_release_proof
 from federated.settings import FederatedSettings
 from federated.signed_study import SignedStudy
+from federated.standing import Standings
 from federated.study_log import verify_logged
+from federated.study_program import StudyReading
 from federated.study_run import Deadlines
 from federated.study_store import StudyStore
 from federated.training_files import TrainingFiles
@@ -64,6 +67,8 @@ from policies.store import load_in_force
 
 #: How often, and how long in between, the log is looked at for witnesses' words on a release.
 _LOOKS = 50
+#: Of the directory of reports: where trainings lie between their rounds.
+_TRAININGS = "trainings"
 _LOOK_S = 0.2
 _REFUSED = "Name, password or code is wrong, or there were too many attempts: wait, and try again."
 
@@ -130,8 +135,30 @@ def open_studies(
             rosters=lambda: _rosters(places),
             publish_log=program.log.publish,
             prove=lambda index: runner.prove(index, program.log.publish),
-            trainings=runner.trainings,
         )
+
+
+@contextmanager
+def open_reading(settings: Configuration) -> Iterator[StudyReading]:
+    """Open what commands work with that only look: neither log nor key server.
+
+    Also while a run is on, which holds the log. Raises a `FederatedError`.
+    """
+    own = settings.federated
+    places, reports = Places(directory=Path(own.directory)), Path(own.reports_directory)
+    trusted = replace(_federation(places).trusted(), own_site="")
+    database = StudyDatabase(own.database_url)
+    try:
+        yield StudyReading(
+            approvals=Standings(StudyStore(database), trusted, clock=time.time),
+            trainings=partial(_progress, reports / _TRAININGS),
+        )
+    finally:
+        database.close()
+
+
+def _progress(directory: Path, study: Study) -> Iterator[TrainingProgress]:
+    return progress_of(study, TrainingFiles(directory=directory, study_hash=study.study_hash))
 
 
 def enrolled_roster(settings: FederatedSettings) -> str | None:
@@ -273,11 +300,7 @@ class _Runner:
     @property
     def kept(self) -> Path:
         """Where trainings lie between their rounds."""
-        return Path(self.settings.federated.reports_directory) / "trainings"
-
-    def trainings(self, study: Study) -> Iterator[TrainingProgress]:
-        """As `federated.cli.StudyProgram.trainings`."""
-        return progress_of(study, TrainingFiles(directory=self.kept, study_hash=study.study_hash))
+        return Path(self.settings.federated.reports_directory) / _TRAININGS
 
     def run(self, signed: SignedStudy, standing: Standing, say: Say) -> RunResult:
         """As `federated.cli.StudyProgram.run`."""

@@ -8,6 +8,7 @@ l1 ≤ limit and l2 ≤ l1, hence l1 ≤ sum of limits and l2 ≤ root of the su
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +53,9 @@ class Layout:
     def sensitivity(self) -> Sensitivity:
         """Of the integer vector, for zero-out of one person."""
         limits = np.array([block.limit for block in self.blocks], dtype=np.float64)
-        return Sensitivity(l1=float(limits.sum()), l2=float(np.sqrt((limits**2).sum())))
+        # The root is rounded to the nearest: one step up, so that its square is never too small.
+        length = math.nextafter(float(np.sqrt((limits**2).sum())), math.inf)
+        return Sensitivity(l1=float(limits.sum()), l2=min(length, float(limits.sum())))
 
     @property
     def bound(self) -> int:

@@ -266,7 +266,8 @@ class EvaluateRound(BaseQuery):
         """What this kind of label adds."""
 
     def typical(self, people: int) -> _Floats:
-        """Groups of equal size."""
+        """Groups of equal size. Of `people` only the share that is held out is asked."""
+        people = round(people * self.asked.spec.held_out)
         own = self.typical_block(people)
         grouped = [np.tile(own / one.count, one.count) for one in self.asked.subgroups]
         return np.concatenate([*self.typical_beside(people), *grouped])

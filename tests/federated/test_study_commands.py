@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from federated.approvals import Standing
-from federated.cli import RunResult, Say, StudyCommands, StudyProgram, build
+from federated.cli import RunResult, Say, StudyCommands, StudyProgram, StudyReading, build
 from federated.code_hash import installed_code_hash
 from federated.draft import parse_draft, parse_study
 from federated.errors import (
@@ -111,6 +111,7 @@ class Desk:
                 settings=lambda: FederatedSettings(minimum_cohort=100),
                 roster=lambda: "ab" * 32,
                 open_program=self.open,
+                open_reading=self.look,
             )
         )
 
@@ -138,6 +139,10 @@ class Desk:
             publish_log=self.publish,
             prove=self.prove,
         )
+
+    @contextmanager
+    def look(self) -> Iterator[StudyReading]:
+        yield StudyReading(approvals=self.trail.reading)
 
     def publish(self) -> None:
         with self.log.publisher(self.writer) as publisher:

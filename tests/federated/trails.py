@@ -10,6 +10,7 @@ from federated.approvals import Approvals, FileSigner
 from federated.database import StudyDatabase
 from federated.manifest import Study
 from federated.signed_study import TrustedKeys
+from federated.standing import Standings
 from federated.study_store import StudyStore
 from policies.bundle import load
 from policies.engine import Engine
@@ -70,6 +71,11 @@ class Trail:
             tenant="clinic",
             clock=lambda: self.now,
         )
+
+    @property
+    def reading(self) -> Standings:
+        """Where studies stand, as commands see it that only look."""
+        return Standings(StudyStore(self.database), self.trusted, clock=lambda: self.now)
 
     def approve_all(self, of: Study | None = None) -> Study:
         """Propose and approve, by everybody whose word is needed."""
