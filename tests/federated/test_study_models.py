@@ -9,15 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from federated.coordinator import StudyOutcome
 from federated.learning.words import exact, learning_pairs
 from federated.planning import study_costs
 from federated.questions import declared_question
 from federated.release.document import parse_document
-from federated.telling import answer_lines, signed_lines
+from federated.study_log import StudyBundle
+from federated.telling import answer_lines, run_lines, signed_lines
 from federated.training_files import TrainingFiles
 from federated.training_progress import progress_of
 from federated.training_run import Kept, encode_kept
-from tests.federated.release.documents import TRAINING, audited, make_trained, training_study
+from tests.federated.release.documents import (
+    TRAINING,
+    audited,
+    make_trained,
+    model,
+    training_study,
+)
 from tests.federated.studies import study
 from tests.federated.test_study_commands import Desk, enrolled
 from tests.federated.trainings import train, training_world
@@ -31,6 +39,7 @@ RICH = {
     "momentum = 0.85, nesterov = true, average_from = 3 }",
     "bins = 4": "bins = 12\nexamples = 13",
 }
+BUNDLE = StudyBundle(proof=b"", from_size=0, consistency=())
 
 
 @pytest.fixture
@@ -165,6 +174,19 @@ def test_a_refuted_claim_is_released_and_is_the_first_that_is_said(desk: Desk) -
     (desk.folder / "federation.json").write_text(json.dumps(enrolled(desk)))
     words = ("verify", found["answer"], "--enrolment", str(desk.folder / "federation.json"))
     assert desk(*words).stdout.startswith("WARNING: The audit refutes")
+
+
+def test_a_run_says_what_an_audit_found_before_anything_is_released(tmp_path: Path) -> None:
+    of = training_study()
+    trained = model(of, audit=audited(study_costs(of)["mood"], right=1.0))
+    document, _ = make_trained(tmp_path, of, with_model={"audit": trained.audit})
+    outcome = StudyOutcome(
+        run_id=7, answers=[], models=[trained], failures={"sleep": "Too few."}, bundle=BUNDLE
+    )
+    first, second, third = run_lines(outcome, document)
+    assert first.startswith("WARNING: The audit refutes")
+    assert second == "mood: trained, 940 people at 4 nodes in 5 of 6 rounds"
+    assert third == "sleep: no answer. Too few."
 
 
 def test_a_model_that_was_not_audited_says_so(tmp_path: Path) -> None:
