@@ -17,6 +17,7 @@ from federated.release.figures import figures
 
 if TYPE_CHECKING:
     # Help must not wait for the libraries behind these.
+    from federated.coordinator import StudyOutcome
     from federated.manifest import DeclaredQuery, Study
     from federated.planning import StudyPlan
     from federated.release.files import WrittenModel
@@ -201,6 +202,21 @@ def _value(value: object) -> str:
 
 def _time(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def run_lines(outcome: StudyOutcome, document: Mapping[str, Any]) -> Iterator[str]:
+    """What became of each question of a run, without numbers; what an audit found first."""
+    for words in alarm_words(document):
+        yield f"WARNING: {words}"
+    for answer in outcome.answers:
+        yield f"{answer.query}: answered, {answer.people:,} people at {answer.nodes} nodes"
+    for model in outcome.models:
+        yield (
+            f"{model.query}: trained, {model.people:,} people at {model.nodes} nodes in "
+            f"{model.summed} of {model.announced} rounds"
+        )
+    for name, why in outcome.failures.items():
+        yield f"{name}: no answer. {why}"
 
 
 def answer_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -38,7 +38,6 @@ from federated.manifest import Study
 from federated.node.enrolment import Enrolment, parse_enrolment
 from federated.planning import study_costs
 from federated.questions import declared_question
-from federated.release.alarms import alarm_words
 from federated.release.document import make_document
 from federated.release.files import Reports
 from federated.release.proof import make_release_proof
@@ -49,6 +48,7 @@ from federated.study_log import verify_logged
 from federated.study_program import StudyReading
 from federated.study_run import Deadlines
 from federated.study_store import StudyStore
+from federated.telling import run_lines
 from federated.training_files import TrainingFiles
 from federated.training_progress import TrainingProgress, progress_of
 from gateway.identity.directory import Directory
@@ -336,17 +336,7 @@ class _Runner:
         # A run without an answer takes the place of no earlier one.
         answered = bool(outcome.answers or outcome.models)
         answer_hash = self.reports.keep(study, document) if answered else ""
-        lines = [
-            f"{one.query}: answered, {one.people:,} people at {one.nodes} nodes"
-            for one in outcome.answers
-        ]
-        lines += [
-            f"{one.query}: trained, {one.people:,} people at {one.nodes} nodes in {one.summed} of "
-            f"{one.announced} rounds"
-            for one in outcome.models
-        ]
-        lines += [f"{name}: no answer. {why}" for name, why in outcome.failures.items()]
-        lines[:0] = [f"WARNING: {words}" for words in alarm_words(document)]
+        lines = list(run_lines(outcome, document))
         return RunResult(lines=lines, answer_hash=answer_hash, failures=outcome.failures)
 
     def _charged(self, study: Study, run_id: int, before: Sequence[Charge]) -> Sequence[Charge]:

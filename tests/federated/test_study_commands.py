@@ -51,10 +51,11 @@ from federated.settings import FederatedSettings
 from federated.signed_study import SignedStudy, verify_study
 from federated.study_log import make_bundle
 from federated.study_store import Step
+from federated.training_progress import KeptTrainings, progress_of
 from policies.model import Principal
 from tests.federated.ledgers import Adding, cost, entries_in
 from tests.federated.release.changes import changed, leaves, others, spelled
-from tests.federated.release.documents import Round, estimate
+from tests.federated.release.documents import Round, estimate, model
 from tests.federated.studies import NOW, ORIGIN, StudyLog, study
 from tests.federated.trails import MEMBER, NORTH, RESEARCHER, SOUTH, Trail
 
@@ -83,10 +84,17 @@ ask = { kind = "mean", name = "mood", column = "mood" }
 NUMBERS = Answer(query="x", estimates=[estimate("mean", 7.1, 0.2, "h")])
 
 
+class NothingKept:
+    """No training was begun."""
+
+    def read(self, query: str) -> None:
+        del query
+
+
 class Desk:
     """The commands over a trail; `who` sits at the terminal."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cap: float = 2.0) -> None:
         self.folder = folder
         self.log = StudyLog(folder)
         self.writer = self.log.writer()
@@ -96,16 +104,18 @@ class Desk:
         self.unanswered: dict[str, str] = {}
         self.runs = 0
         self.answers = True
+        self.with_model: dict[str, Any] = {}
         self.ledger = Ledger(
             self.trail.database,
             accountant=Adding(),
-            cap=2.0,
+            cap=cap,
             recorder=self.trail.recorder,
             tenant="clinic",
             clock=lambda: float(NOW),
             ids=iter(f"reservation-{n}" for n in range(100)).__next__,
         )
         self.reports = Reports(folder / "reports")
+        self.trainings: KeptTrainings = NothingKept()
         self.app = build(
             StudyCommands(
                 settings=lambda: FederatedSettings(minimum_cohort=100),
@@ -142,7 +152,10 @@ class Desk:
 
     @contextmanager
     def look(self) -> Iterator[StudyReading]:
-        yield StudyReading(approvals=self.trail.reading)
+        yield StudyReading(
+            approvals=self.trail.reading,
+            trainings=lambda of: progress_of(of, self.trainings),
+        )
 
     def publish(self) -> None:
         with self.log.publisher(self.writer) as publisher:
@@ -158,7 +171,7 @@ class Desk:
         if self.fails is not None:
             raise self.fails
         study = signed.study
-        answers = []
+        answers, models = [], []
         self.runs += 1
         for number, query in enumerate(study.queries):
             if query.name in self.unanswered:
@@ -171,6 +184,10 @@ class Desk:
                 within=partial(verify_within, study),
             )
             say(f"asking {query.name}")
+            if json.loads(query.ask)["kind"] == "train":
+                models.append(model(study, round_id=reservation.round, **self.with_model))
+                self.ledger.spend(reservation)
+                continue
             answer = Round(
                 query=query.name,
                 round_id=reservation.round,
@@ -184,6 +201,7 @@ class Desk:
             standing,
             signed,
             answers,
+            models=models,
             failures=dict(self.unanswered),
             bundle=make_bundle(self.log.directory, step.log_index),
             origin=ORIGIN,
@@ -206,19 +224,19 @@ class Desk:
         assert result.exception is None, repr(result.exception)
         return json.loads(result.stdout)
 
-    def propose(self) -> None:
-        (self.folder / "draft.toml").write_text(DRAFT)
+    def propose(self, draft: str = DRAFT) -> None:
+        (self.folder / "draft.toml").write_text(draft)
         whole = str(self.folder / "study.toml")
         self.json("plan", str(self.folder / "draft.toml"), "--people", "5068", "--out", whole)
         self.json("propose", whole)
 
-    def approve(self) -> None:
+    def approve(self, name: str = "sleep-and-phq9") -> None:
         for who, words in (
             (MEMBER, ["--as", "ethics-board", "--key", str(self.folder / "keys" / "board")]),
             (NORTH, ["--as", "site", "--site", "north", "--key", f"{self.folder}/keys/north"]),
             (SOUTH, ["--as", "site", "--site", "south", "--key", f"{self.folder}/keys/south"]),
         ):
-            self.json("approve", "sleep-and-phq9", *words, who=who)
+            self.json("approve", name, *words, who=who)
 
 
 @pytest.fixture
@@ -377,7 +395,7 @@ def test_an_approver_reads_all_that_he_signs(desk: Desk) -> None:
         study.title, study.question, study.id, study.study_hash, study.roster, study.code_hash,
         "HRESCH", "2027-01-1", "1 of the ethics board, site north, site south",
         "mood, sleep_hours",
-        "Rounds       2 at most", "1000 people at least", "secure aggregation", "zero-out",
+        "Answers      2 at most", "1000 people at least", "secure aggregation", "zero-out",
         "3 agree before a sum is unmasked", "modulo 2^64",
         "sleep: the mean over people (mean 'sleep'): column = sleep_hours",
         "discrete laplace noise of scale",
