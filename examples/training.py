@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from federated.model import PersonRows
 
 STUDY: Final = "phq9-model"
+#: Rounds after which a model without noise learns no more.
+_LONG: Final = 100
 COLUMNS: Final = (
     "age_years", "daytime_sleepiness", "education", "income_ratio", "moderate_recreation",
     "partner", "phq9_total", "sedentary_minutes", "sex", "sleep_hours", "snoring",
@@ -139,34 +140,36 @@ def _released(told: dict[str, Any], say: Say) -> None:
     say("the report", os.path.relpath(told["report"]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Site:
-    """A site's people, by whether the study held them out."""
-
-    train: list[PersonRows] = field(repr=False)
-    held_out: list[PersonRows] = field(repr=False)
-
-
 def _compared(sites: Sequence[Path], say: Say) -> None:
-    """The same people, the same model, with less privacy."""
-    from federated.aggregation.bits import SystemBits
-    from federated.learning.baselines import centralised, centralised_private, scored
+    """The same people, the same model, with less privacy: simulated, as a researcher would."""
+    import secrets
 
-    query = _query()
-    parts = [_read(site, query) for site in sites]
-    train = [one for part in parts for one in part.train]
-    held_out = [one for part in parts for one in part.held_out]
+    import numpy as np
 
-    def auc(people: list[PersonRows]) -> float:
-        weights = centralised(query.spec, people, steps=150, rate=2.0)
-        return scored(query.spec, weights, held_out).auc
+    from federated.simulation.devices import devices_of
+    from federated.simulation.training import Course, Population, Target, simulate
 
-    curator = centralised_private(query.spec, train, epsilon=2.0, delta=1e-5, random=SystemBits())
-    alone = " · ".join(f"{auc(part.train):.3f}" for part in parts)
-    say("without privacy", f"AUC {auc(train):.3f} if all rows lay in one place (these are public)")
-    private = scored(query.spec, curator, held_out).auc
-    say("one curator", f"AUC {private:.3f} at the same ε and δ, if one saw all rows")
-    say("each site alone", f"AUC {alone}, not private")
+    query, seed = _query(), secrets.token_bytes(32)
+    parts = [list(_read(site, query)) for site in sites]
+    devices = devices_of(query.spec, [rows for part in parts for rows, _ in part])
+    trained = np.array([trained for part in parts for _, trained in part])
+    held_out = np.flatnonzero(~trained)
+    of = np.repeat(np.arange(len(sites)), [len(part) for part in parts])
+
+    def auc(whom: Any, noise: Target | None, rounds: int) -> float:
+        people = Population(spec=query.spec, devices=devices, train=whom, held_out=held_out)
+        course = Course(strategy=query.strategy, rounds=rounds)
+        return people.score(simulate(people, course, noise=noise, seed=seed, judged=False).weights)
+
+    everybody = np.flatnonzero(trained)
+    private = auc(everybody, Target(epsilon=2.0, delta=1e-5), query.rounds)
+    alone = [auc(np.flatnonzero(trained & (of == site)), None, _LONG) for site in range(len(sites))]
+    say(
+        "in one place",
+        f"AUC {auc(everybody, None, _LONG):.3f} without privacy, {private:.3f} at the same ε if one "
+        "saw all rows (these are public)",
+    )
+    say("each site alone", f"AUC {' · '.join(f'{one:.3f}' for one in alone)}, without privacy")
 
 
 def _query() -> TrainQuery:
@@ -182,27 +185,19 @@ def _query() -> TrainQuery:
     return query
 
 
-def _read(site: Path, query: TrainQuery) -> _Site:
-    """A site's own rows, as its node reads them."""
-    from federated.node.keeper import FileKeeper
-    from federated.node.store import Store
-
-    asked = query.at(_nothing(query))
-    store = Store.open(site / "device.store", FileKeeper(site / "device.keys"))
-    try:
-        found = _Site(train=[], held_out=[])
-        for person in store.people():
-            trained = asked.asks(study=STUDY, tag=store.tag(person))
-            rows = store.rows(person, query.columns)
-            (found.train if trained else found.held_out).append(rows)
-        return found
-    finally:
-        store.close()
-
-
-def _nothing(query: TrainQuery) -> Any:
+def _read(site: Path, query: TrainQuery) -> Iterator[tuple[PersonRows, bool]]:
+    """A site's rows, each with whether the study trained on that person."""
     import numpy as np
 
     from federated.learning.models import parameters
+    from federated.node.keeper import FileKeeper
+    from federated.node.store import Store
 
-    return np.zeros(parameters(query.spec))
+    asked = query.at(np.zeros(parameters(query.spec)))
+    store = Store.open(site / "device.store", FileKeeper(site / "device.keys"))
+    try:
+        for person in store.people():
+            trained = asked.asks(study=STUDY, tag=store.tag(person))
+            yield store.rows(person, query.columns), trained
+    finally:
+        store.close()

@@ -186,6 +186,19 @@ class Budget:
         """ε that is left for a person."""
         return max(0.0, self.cap().epsilon - self.spent(person))
 
+    def left_each(self, people: Sequence[Person]) -> Mapping[int, float]:
+        """The same for each of many people, by number, in one look at the ledger."""
+        history, cap = self._history(), self.cap()
+        found = {}
+        for person in people:
+            costs = [row[2] for row in history.get(self._store.tag(person), ()) if row[2]]
+            try:
+                spent = self._compose(costs, cap.delta, adaptive=True)
+            except AccountingError:
+                spent = math.inf
+            found[person.number] = max(0.0, cap.epsilon - spent)
+        return found
+
     def judge(
         self, people: Sequence[Person], contact: Contact, *, epsilon: float, delta: float,
         questions: int, answers: int,

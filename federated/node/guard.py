@@ -353,12 +353,11 @@ class Guard:
             told = _with(admission.told_to(number), RefusedError(REASONS[rule], rule=rule))
             self._receipts.settle([(receipts[number], told)], "refused", now=now)
         people = [person for person in current if person.number not in gone]
+        left = self._budget.left_each(people)
         allowed = [
             (
                 receipts[person.number],
-                msgspec.structs.replace(
-                    admission.told_to(person.number), left=self._budget.left(person)
-                ),
+                msgspec.structs.replace(admission.told_to(person.number), left=left[person.number]),
             )
             for person in people
         ]
