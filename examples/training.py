@@ -166,8 +166,8 @@ def _compared(sites: Sequence[Path], say: Say) -> None:
     alone = [auc(np.flatnonzero(trained & (of == site)), None, _LONG) for site in range(len(sites))]
     say(
         "in one place",
-        f"AUC {auc(everybody, None, _LONG):.3f} without privacy, {private:.3f} at the same ε if one "
-        "saw all rows (these are public)",
+        f"AUC {auc(everybody, None, _LONG):.3f} without privacy, {private:.3f} at the same ε, if "
+        "one saw all rows (these are public)",
     )
     say("each site alone", f"AUC {' · '.join(f'{one:.3f}' for one in alone)}, without privacy")
 
