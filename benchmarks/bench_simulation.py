@@ -2,8 +2,8 @@
 
 `learning.clients_per_s`: devices' training in one second, whole rounds with clipping, exact noise
 and step (`simulation.training.simulate`), float64. `learning.clients_per_s_float32`: the same in
-the peers' precision. `learning.clients_per_s_ratio_to_pfl`, `…_to_flower`: float64 over the
-peer's float32, ours being the mean of just before and just after the peer. The work is `learning_work`'s,
+the peers' precision. `learning.clients_per_s_ratio_to_pfl`, `…_to_flower`: float64 over the peer's
+float32, ours being the mean of just before and just after the peer. The work is `learning_work`'s,
 and what all three end with is compared, so that it is the same. Peers run in environments of their
 own; of their time only rounds after the first count.
 `learning.million_devices_round_s`: one round of 1,000,000 devices with 120 rows each on a GPU, if
