@@ -7,11 +7,13 @@ import pytest
 
 from federated.accounting import calibrate
 from federated.analytics.base import BaseQuery
+from federated.analytics.counts import Count
+from federated.analytics.intervals import noise_moments
 from federated.analytics.means import Mean
 from federated.model import NoisePlan
 from federated.simulation.analytics import answered, encode_all, planned, scaling
 from federated.simulation.training import Target
-from tests.federated.analytics.samples import MOOD, QUERIES, SeededBits, person
+from tests.federated.analytics.samples import MOOD, PHQ9, QUERIES, SeededBits, person
 
 PEOPLE = [person(seed) for seed in range(60)]
 HARDLY = NoisePlan(mechanism="discrete_laplace", scale=0.01)
@@ -87,3 +89,16 @@ def test_refuses_nobody() -> None:
         answered(encoded, people=100, noise=HARDLY, seed=b"x")
     with pytest.raises(ValueError, match="cohort of 1"):
         answered(encode_all(MEAN, PEOPLE, seed=b"x"), people=0, noise=HARDLY, seed=b"x")
+
+
+def test_every_answer_carries_the_planned_noise() -> None:
+    query = Count(name="count", of=PHQ9, at_least=10)
+    encoded = encode_all(query, PEOPLE, seed=b"x")
+    noise = calibrate("discrete_laplace", query.sensitivity, epsilon=1.0)
+    found = []
+    for number in range(300):
+        answer = answered(encoded, people=600, noise=noise, seed=b"%d" % number).answer
+        assert answer is not None
+        found.append(next(one.value for one in answer.estimates if one.name == "count"))
+    expected = noise_moments(noise, query.layout.unit).deviation
+    assert np.std(found) == pytest.approx(expected, rel=0.25)
