@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from federated.errors import ManifestError
 from federated.learning.models import Part, decayed, parts
 from federated.learning.spec import TrainSpec
 
@@ -39,8 +40,14 @@ class Chunk:
 def changes(spec: TrainSpec, start: Any, chunk: Chunk) -> Any:
     """What `spec.work` makes of the weights `start`, for each person: (people, parameters).
 
-    As in `learning.local.update`, but not finite where that gives zeros.
+    As in `learning.local.update`, but not finite where that gives zeros. Raises `ManifestError` for
+    a model whose head is personal: many at once are not made here.
     """
+    if spec.personal is not None:
+        raise ManifestError(
+            f"{spec.name}: personal heads are not simulated many at once. Ask each device by itself "
+            "(`learning.local.update`)."
+        )
     gradient = _gradient(spec, start, chunk)
     at = start
     for _ in range(spec.work.epochs):

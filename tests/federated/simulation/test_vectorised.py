@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits
 from federated.aggregation.encoding import clip
+from federated.errors import ManifestError
 from federated.learning.local import update
 from federated.learning.models import parameters
 from federated.learning.round_query import TrainQuery
-from federated.learning.spec import Examples, TrainSpec, Work
+from federated.learning.spec import Examples, PersonalHead, TrainSpec, Work
 from federated.simulation.devices import Devices, devices_of, pack
 from federated.simulation.vectorised import Vectorised, clip_all
 from tests.federated.analytics.samples import person
@@ -257,3 +258,10 @@ def test_default_models_are_simulated_without_torch() -> None:
         "assert 'torch' not in sys.modules and 'flwr' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_refuses_a_model_whose_head_is_personal() -> None:
+    spec = replace(MLP, personal=PersonalHead())
+    devices = pack(spec, [made_up(spec, 1, 5)])
+    with pytest.raises(ManifestError, match="personal heads"):
+        Vectorised().updates(spec, np.zeros(parameters(spec)), devices, everybody(devices))
