@@ -45,8 +45,8 @@ def changes(spec: TrainSpec, start: Any, chunk: Chunk) -> Any:
     """
     if spec.personal is not None:
         raise ManifestError(
-            f"{spec.name}: personal heads are not simulated many at once. Ask each device by itself "
-            "(`learning.local.update`)."
+            f"{spec.name}: personal heads are not simulated many at once. Ask each device by "
+            "itself (`learning.local.update`)."
         )
     gradient = _gradient(spec, start, chunk)
     at = start
