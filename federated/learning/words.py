@@ -98,9 +98,12 @@ def feature_words(one: Feature) -> str:
 def input_names(spec: TrainSpec) -> Sequence[str]:
     """The inputs in the order of the weights, in a few words each."""
     names = []
+    columns = [one.column for one in spec.features]
     for one in spec.features:
+        # Two features of a column make a bend; their bounds tell them apart.
+        bend = f", {one.low:g} to {one.high:g}" if columns.count(one.column) > 1 else ""
         within = ", against the own mean" if one.within else ""
-        names.append(f"{one.column}{_days(one.lag, 'before')}{within}")
+        names.append(f"{one.column}{_days(one.lag, 'before')}{within}{bend}")
         if one.indicator:
             names.append(f"{one.column}{_days(one.lag, 'before')} is known")
     return names

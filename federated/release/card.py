@@ -158,9 +158,11 @@ def _weights(model: Mapping[str, Any], query: TrainQuery) -> Iterator[str]:
     if spec.kind not in _LINEAR:
         return
     moves = "the log odds" if spec.label.is_class else "predictions (scaled as inputs are)"
+    # A personal head, of these models the intercept, is nowhere but on devices.
+    names = [*input_names(spec), *(() if spec.personal else ("intercept",))]
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="number">{number(float(weight))}</td></tr>'
-        for name, weight in zip((*input_names(spec), "intercept"), weights, strict=True)
+        for name, weight in zip(names, weights, strict=True)
     )
     yield (
         "<h4>Weights</h4>"

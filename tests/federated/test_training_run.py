@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from federated.errors import CheckpointError, CohortError
+from federated.learning.round_query import TrainQuery
+from federated.learning.strategies import parse_state
 from federated.model import PrivacyCost
 from federated.node.budget import Budget
 from federated.node.receipts import Receipts
+from federated.questions import declared_question
 from federated.training_files import TrainingFiles
-from federated.training_run import Checkpoints
+from federated.training_run import Checkpoints, parse_kept
 from tests.federated.deployment.federation import accountant
 from tests.federated.runs import RUN, World, gone
 from tests.federated.trainings import PEOPLE, judged, train, training_world
@@ -176,3 +179,27 @@ def test_what_was_kept_and_is_damaged_asks_nobody(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="damaged"):
             train(world, tmp_path, run_id=RUN + 1)
         assert len(world.asked) == asked
+
+
+def test_a_personal_head_is_trained_and_judged_and_never_sent(tmp_path: Path) -> None:
+    changes = {"rounds = 6": "rounds = 2\npersonal = { steps = 3, rate = 1.0 }"}
+    with training_world(tmp_path, changes) as world:
+        trained, evaluated = judged(world, tmp_path)
+        # The one weight of the input: the intercept stays on devices.
+        assert trained.weights.shape == (1,)
+        assert any(one.name == "AUC" for one in evaluated.answer.estimates)
+
+
+def test_a_clip_that_adapts_comes_with_each_round(tmp_path: Path) -> None:
+    changes = {"rounds = 6": "rounds = 3\nclip = 20.0\nadaptive = { quantile = 0.5, rate = 0.5 }"}
+    with training_world(tmp_path, changes) as world:
+        trained = train(world, tmp_path)
+        assert trained.summed == 3
+        data = files(world, tmp_path).read("mood")
+        assert data is not None
+        query = declared_question(world.signed.study.query("mood").ask)
+        assert isinstance(query, TrainQuery)
+        kept = parse_kept(data, study=world.signed.study, query=query)
+        state = parse_state(kept.state, study=bytes.fromhex(world.signed.study.study_hash))
+        # Updates are far shorter than it: it shrinks.
+        assert state.clip < 20.0
