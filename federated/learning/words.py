@@ -116,7 +116,15 @@ def model_words(spec: TrainSpec) -> str:
         shape = f" of {', '.join(map(str, spec.hidden))} units"
     if spec.kind == "gru":
         shape += f" over {spec.steps} days"
-    return f"{_KINDS[spec.kind]}{shape}, {parameters(spec):,} numbers"
+    words = f"{_KINDS[spec.kind]}{shape}, {parameters(spec):,} numbers"
+    if spec.personal is None:
+        return words
+    own = spec.personal
+    return (
+        f"{words}; the last layer is personal: made on the device in each round, of the older "
+        f"{exact(100 * own.older)} % of a person's examples in {own.steps} steps of rate "
+        f"{exact(own.rate)}, and never sent"
+    )
 
 
 def clip_words(query: TrainQuery) -> str:

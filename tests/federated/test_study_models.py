@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from federated.coordinator import StudyOutcome
-from federated.learning.words import exact, learning_pairs
+from federated.learning.round_query import TrainQuery
+from federated.learning.spec import PersonalHead
+from federated.learning.words import exact, learning_pairs, training_lines
 from federated.planning import study_costs
 from federated.questions import declared_question
 from federated.release.document import parse_document
@@ -19,6 +22,7 @@ from federated.telling import answer_lines, run_lines, signed_lines
 from federated.training_files import TrainingFiles
 from federated.training_progress import progress_of
 from federated.training_run import Kept, encode_kept
+from tests.federated.learning.samples import LOGISTIC
 from tests.federated.release.documents import (
     TRAINING,
     audited,
@@ -254,3 +258,10 @@ def test_watching_goes_on_where_what_is_kept_is_damaged_or_another_studys(desk: 
     (file,) = (desk.folder / "trainings").iterdir()
     file.write_bytes(b"cut")
     assert line in desk("watch", "low-mood", "--timeout-s", "0").stdout
+
+
+def test_a_personal_head_is_read_before_it_is_signed() -> None:
+    spec = replace(LOGISTIC, personal=PersonalHead(steps=3, rate=0.5, older=0.25))
+    told = dict(training_lines(TrainQuery(spec=spec)))
+    for word in ("personal", "25 %", "3 steps", "rate 0.5", "never sent"):
+        assert word in told["model"]
