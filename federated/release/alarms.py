@@ -54,7 +54,7 @@ def _words(model: Mapping[str, Any]) -> Iterator[str]:
             rounds = ", ".join(str(one + 1) for one in noise["short"])
             where = f", and too little in sum {rounds}" if rounds else ""
             yield (
-                f"There was less noise in the sums of the model {name} than it was paid for: "
+                f"There was less noise in the sums of the model {name} than was paid for: "
                 f"{100 * noise['share']:.3g} % of the planned variance in all{where}. Its true ε "
                 f"may be larger than the {claimed} that is claimed. Noise as planned is found too "
                 f"small in one of {1 / noise['false_alarm']:,.0f} trainings."
