@@ -31,6 +31,7 @@ from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
 from federated.learning.training_cost import stacked
 from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
 
+MIN_CANARIES: Final = 20
 MAX_CANARIES: Final = 8192
 _PLAIN: Final = FedAvg()
 
@@ -73,8 +74,11 @@ class TrainQuery:
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a training that cannot be asked."""
         parameters(self.spec)
-        if not 0 <= self.canaries <= MAX_CANARIES:
-            raise ManifestError(f"{self.name}: `canaries` are 0 to {MAX_CANARIES}.")
+        if self.canaries and not MIN_CANARIES <= self.canaries <= MAX_CANARIES:
+            raise ManifestError(
+                f"{self.name}: `canaries` are 0, or {MIN_CANARIES} to {MAX_CANARIES}: of fewer no "
+                "audit finds anything."
+            )
         if self.strategy.average_from > self.rounds:
             raise ManifestError(f"{self.name}: `average_from` is beyond the last round.")
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits, SystemBits
+from federated.errors import ManifestError
 from federated.learning.evaluate import EvaluateRound
 from federated.learning.examples import examples_of
 from federated.learning.local import update
@@ -151,3 +152,9 @@ def test_a_round_keeps_its_weights_to_itself() -> None:
     weights += 1
     assert not query.weights.any()
     assert "weights" not in repr(query)
+
+
+@pytest.mark.parametrize("canaries", [-1, 1, 19, 8193])
+def test_refuses_canaries_of_which_no_audit_can_be_made(canaries: int) -> None:
+    with pytest.raises(ManifestError, match="canaries"):
+        TrainQuery(spec=LOGISTIC, canaries=canaries)
