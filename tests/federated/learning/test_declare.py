@@ -280,8 +280,9 @@ def placed(base: Mapping[str, Any], place: tuple[str | int, ...], value: object)
 def said_of(asks: Sequence[Mapping[str, Any]]) -> str:
     """What a draft of these is refused with, all of it; nothing if it is not."""
     said = ""
-    reads: list[Callable[[], object]] = [partial(learning_from, ask) for ask in asks]
-    for read_one in (partial(complete, asks), *reads):
+    reads: list[Callable[[], object]] = [partial(complete, asks)]
+    reads += [partial(learning_from, ask) for ask in asks]
+    for read_one in reads:
         try:
             read_one()
         except ManifestError as refusal:
