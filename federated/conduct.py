@@ -1,7 +1,9 @@
 """Which way each question of a run is asked: a statistic, a training, or an evaluation of one.
 
 An evaluation starts from the weights of its training, so a study names that first. A training that
-was finished in an earlier run is not asked again.
+was finished in an earlier run is not asked again, and one that was stopped goes on in the next: so
+trainings come before all else, since what was asked before them would be asked and charged again,
+and then nothing would be left for them to go on with.
 """
 
 from __future__ import annotations
@@ -60,9 +62,13 @@ class Conduct:
 
 
 def numbers_of(study: Study) -> dict[str, int]:
-    """The number of each question's first round in a run: those before it have theirs."""
-    found, number = {}, 0
+    """The number of each question's first round in a run: those before it have theirs.
+
+    Numbers follow the study's order; the questions stand as they are asked, trainings first.
+    """
+    found, later, number = {}, {}, 0
     for one in study.queries:
-        found[one.name] = number
-        number += declared_question(one.ask).rounds
-    return found
+        query = declared_question(one.ask)
+        (found if isinstance(query, TrainQuery) else later)[one.name] = number
+        number += query.rounds
+    return {**found, **later}

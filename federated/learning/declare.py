@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -41,6 +42,8 @@ _SHARED: Final = (
 )  # fmt: skip
 _TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop")
 _EVALUATE_KEYS: Final = ("name", "of", *_SHARED, "bins", "subgroups", "examples", "largest_error")
+#: As a study has them: what else stands there is no name, and is not shown to anybody.
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
 
 
 def learning_from(ask: Mapping[str, Any]) -> TrainQuery | EvaluateQuery:
@@ -75,17 +78,20 @@ def complete(asks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Raises `ManifestError` for an evaluation of no training of this study, or of another model.
     """
-    trainings = {ask.get("name"): ask for ask in asks if ask.get("kind") == TRAIN}
+    trainings = {
+        ask["name"]: ask for ask in asks if ask.get("kind") == TRAIN and _is_name(ask.get("name"))
+    }
     completed = []
     for ask in asks:
         if ask.get("kind") != EVALUATE:
             completed.append(dict(ask))
             continue
-        training = trainings.get(ask.get("of"))
+        of = ask.get("of")
+        training = trainings.get(of) if isinstance(of, str) else None
         if training is None:
             raise ManifestError(
-                f"{ask.get('name')}: `of` names no training of this study. There are: "
-                f"{', '.join(sorted(map(str, trainings))) or 'none'}."
+                f"The evaluation {str(ask.get('name'))[:64]!r}: `of` names no training of this "
+                f"study. There are: {', '.join(sorted(trainings)) or 'none'}."
             )
         shared = {key: training[key] for key in _SHARED if key in training}
         completed.append({**shared, **ask})
@@ -93,19 +99,20 @@ def complete(asks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def verify_pairs(queries: Iterable[object]) -> None:
-    """Each evaluation judges a training of the same study, with its examples, model and people.
+    """Each evaluation judges a training that the study asks before it.
 
-    Raises `ManifestError`.
+    With its examples, model and people. Raises `ManifestError`.
     """
-    listed = list(queries)
-    trained = {one.name: one.spec for one in listed if isinstance(one, TrainQuery)}
-    for one in listed:
-        if isinstance(one, EvaluateQuery):
+    trained: dict[str, TrainSpec] = {}
+    for one in queries:
+        if isinstance(one, TrainQuery):
+            trained[one.name] = one.spec
+        elif isinstance(one, EvaluateQuery):
             spec = trained.get(one.spec.name)
             if spec is None or _examples(spec) != _examples(one.spec):
                 raise ManifestError(
-                    f"{one.name} is of no training of this study, or has other examples, another "
-                    "model or other people held out than that."
+                    f"{one.name} is of no training of this study that stands before it, or has "
+                    "other examples, another model or other people held out than that."
                 )
 
 
@@ -135,6 +142,7 @@ def _evaluation(given: dict[str, Any]) -> EvaluateQuery:
     of = given.pop("of", None)
     if not isinstance(name, str) or not isinstance(of, str):
         raise ManifestError(f"{what} needs a `name`, and `of`: the name of its training.")
+    _verify_name(name, what)
     spec = _spec({**shared, "name": of}, what)
     if not spec.held_out > 0:
         raise ManifestError(f"{name}: nobody is held out, so there is nobody to ask.")
@@ -157,6 +165,7 @@ def _spec(given: Mapping[str, Any], what: str) -> TrainSpec:
     for key in ("name", "features", "label"):
         if key not in filled:
             raise ManifestError(f"{what} needs `{key}`.")
+    _verify_name(filled["name"], what)
     filled["features"] = [
         _convert(_bounded(one, f"{what}: a feature"), Feature, f"{what}: a feature")
         for one in _list(filled["features"], f"{what}: `features`")
@@ -168,6 +177,15 @@ def _spec(given: Mapping[str, Any], what: str) -> TrainSpec:
     if "model" in filled:
         filled["kind"] = filled.pop("model")
     return _convert(filled, TrainSpec, what)
+
+
+def _is_name(given: object) -> bool:
+    return isinstance(given, str) and _NAME(given) is not None
+
+
+def _verify_name(given: object, what: str) -> None:
+    if not _is_name(given):
+        raise ManifestError(f"{what}: a name is 1 to 64 of a-z, 0-9, _ and -, a letter first.")
 
 
 def _bounded(given: object, what: str) -> dict[str, Any]:
@@ -198,8 +216,10 @@ def _strategy(given: object) -> FedAvg | FedAvgM:
         raise ManifestError(f"{what} is a table.")
     named = dict(given)
     kind = named.pop("kind", "fedavg")
-    if kind not in _STRATEGIES:
-        raise ManifestError(f"{what} is of kind {' or '.join(_STRATEGIES)}, not {str(kind)[:64]}.")
+    if not isinstance(kind, str) or kind not in _STRATEGIES:
+        raise ManifestError(
+            f"{what} is of kind {' or '.join(_STRATEGIES)}, not {str(kind)[:64]!r}."
+        )
     return _convert(named, _STRATEGIES[kind], what)
 
 
@@ -237,6 +257,8 @@ def _convert[T](given: object, kind: type[T], what: str) -> T:
         return msgspec.convert(given, type=kind)
     except msgspec.ValidationError as error:
         raise ManifestError(f"{what}: {error}.") from error
+    except UnicodeEncodeError as error:
+        raise ManifestError(f"{what} holds what is no text.") from error
 
 
 def _fields(kind: Any) -> list[str]:

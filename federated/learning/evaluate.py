@@ -255,7 +255,9 @@ class EvaluateRound(BaseQuery):
             if self.asked.subgroups
             else ()
         )
+        share = f"{100 * self.asked.spec.held_out:.3g} %"
         return (
+            f"Of the people counted about {share} were asked, those held out; others added zeros.",
             "It holds for people like those who were asked, if they were not trained on.",
             *self.own_cautions(),
             *grouped,

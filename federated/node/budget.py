@@ -208,9 +208,9 @@ class Budget:
         A round of a study that was seen here at all is a `repeat` for everybody, for those too who
         came since: with another set of people its two answers would differ by them alone.
         `epsilon` at `delta` is what the study promised each person for all of it, `questions` how
-        many it has, `answers` how often it may ask. Whoever is asked oftener than there are
-        questions is asked again knowing earlier answers: then costs are added up, as across
-        studies. A cost that cannot be composed counts as unbounded.
+        many it has, `answers` how often it may ask. Whoever is asked one question again, or oftener
+        than there are questions, is asked knowing earlier answers: then costs are added up, as
+        across studies. A cost that cannot be composed counts as unbounded.
 
         An answer of several rounds is paid for in a person's first, whole; after that many rounds
         they are asked no more, in whatever runs they were: its price is of so many.
@@ -229,8 +229,10 @@ class Budget:
                 if taken >= contact.rounds:
                     verdicts[person.number] = "rounds"
                 continue
-            own = [row[2] for row in rows if row[0] == study and row[2]]
-            promised, again = Cap(epsilon=epsilon, delta=delta), len(own) >= questions
+            paid = [row for row in rows if row[0] == study and row[2]]
+            own, names = [row[2] for row in paid], [contact.query, *(row[1] for row in paid)]
+            promised = Cap(epsilon=epsilon, delta=delta)
+            again = len(own) >= questions or len(set(names)) < len(names)
             if len(own) >= answers:
                 verdicts[person.number] = "rounds"
             elif not self._fits([*own, new], promised, adaptive=again):

@@ -246,8 +246,10 @@ class _Summand:
             raise ProtocolError("The round has not begun.")
         total = np.zeros(asked.dimension, np.int64)
         for person, rows in self.ports.guard.rows(admission, now=int(self.ports.now())):
+            # Made for who is not asked, too: else how long it takes would tell who is held out.
+            vector = self._bounded(asked, rows)
             if asked.asks(study=self.study, tag=self.ports.store.tag(person)):
-                total += self._bounded(asked, rows)
+                total += vector
         return total
 
     def _bounded(self, asked: Contribution, rows: PersonRows) -> NDArray[np.int64]:

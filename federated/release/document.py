@@ -65,7 +65,7 @@ class AnsweredRound(Protocol):
 
     @property
     def people(self) -> int:
-        """How many people's data are in the sum."""
+        """How many people's answers are in the sum; zeros of those who were not asked count."""
         ...
 
     @property

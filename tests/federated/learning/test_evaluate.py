@@ -294,3 +294,13 @@ def test_the_coarsest_scales_are_answered(bins: int) -> None:
     rates = [one for one in found.estimates if one.name.startswith("observed rate at")]
     assert len(rates) == min(bins + 1, 6)
     assert len({one.name for one in rates}) == len(rates)
+
+
+@pytest.mark.parametrize(("held_out", "said"), [(0.2, "about 20 %"), (0.125, "about 12.5 %")])
+def test_an_answer_says_that_not_all_of_the_people_it_counts_were_asked(
+    held_out: float, said: str
+) -> None:
+    """Who is held out is nobody's to count, so everybody is; few may be behind the numbers."""
+    for spec in (LOGISTIC, NUMBERS):
+        query = EvaluateQuery(spec=replace(spec, held_out=held_out)).unweighted
+        assert any(said in one and "held out" in one for one in query.cautions())

@@ -266,7 +266,9 @@ def test_who_is_asked_oftener_than_there_are_questions_is_promised_the_sum(
     real = Budget(store, lambda delta, adaptive: Accountant(delta=delta, adaptive=adaptive))
     me = store.person("me")
     real.set_cap(Cap(epsilon=99.0, delta=1e-2))
-    asked = [contact(f"r{number}", epsilon=0.1) for number in range(51)]
+    asked = [
+        replace(contact(f"r{number}", epsilon=0.1), query=f"q{number}") for number in range(51)
+    ]
     for one in asked[:50]:
         real.reserve([me], one, now=1)
     promised = Accountant(delta=1e-6).compose([one.cost for one in asked])

@@ -53,6 +53,11 @@ class Strange:
     def __getattr__(self, name: str) -> object:
         return getattr(self.query, name)
 
+    def begin(self, given: bytes) -> Strange:
+        """Itself, as a statistic's is: else the real one would answer in its place."""
+        assert not given
+        return self
+
     def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[Any]:
         del random
         return self.vector(self.query, rows)
@@ -141,6 +146,42 @@ def test_one_persons_vector_counts_at_most_as_far_as_the_query_says(world: World
     assert current is not None
     summand.admission = current.admission
     assert summand().tolist() == [len(PEOPLE) * query.bound] * query.dimension
+
+
+@dataclass
+class Sided(Strange):
+    """Asks one person alone."""
+
+    tag: str = ""
+
+    def asks(self, *, study: str, tag: str) -> bool:
+        assert study == "hours-0"
+        return tag == self.tag
+
+
+def test_who_is_not_asked_adds_nothing_and_is_worked_for_all_the_same(world: World) -> None:
+    """Held out or not is told neither by a sum of zeros alone nor by how soon it comes."""
+    node, worked = world.nodes[ME], []
+
+    def ones(query: Query, rows: PersonRows) -> NDArray[np.int64]:
+        worked.append(rows)
+        return np.ones(query.dimension, np.int64)
+
+    tag = node.store.tag(node.store.people()[0])
+    real = declared_question(world.signed.study.queries[0].ask)
+    asked = Sided(query=real, vector=ones, tag=tag)
+    node.service._ports = replace(node.service._ports, query=lambda _: asked)  # type: ignore[arg-type,return-value]
+    begin(world)
+    current = node.service._round
+    assert current is not None
+    summand = services._Summand(
+        ports=node.service._ports,
+        asked=asked,  # type: ignore[arg-type]
+        study="hours-0",
+        admission=current.admission,
+    )
+    assert summand().tolist() == [1] * real.dimension
+    assert len(worked) == len(PEOPLE)
 
 
 ROWS: dict[str, Mapping[str, list[float]]] = {
