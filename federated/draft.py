@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from federated.manifest import (
 )
 from federated.model import NoisePlan, TrustModel
 
+#: TOML has such keys without quotes.
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 DEFAULT_VALIDITY_DAYS: Final = 90
 _DAY_S: Final = 86_400
 
@@ -284,9 +287,11 @@ def toml_value(value: object) -> str:
         case list() | tuple():
             return f"[{', '.join(toml_value(one) for one in value)}]"
         case Mapping():
-            inner = ", ".join(
-                f"{toml_value(key)} = {toml_value(one)}" for key, one in value.items()
-            )
+            inner = ", ".join(f"{_key(key)} = {toml_value(one)}" for key, one in value.items())
             return f"{{ {inner} }}"
         case _:
             raise ManifestError("A declaration may hold texts, numbers, truth values and tables.")
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else toml_value(key)

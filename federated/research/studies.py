@@ -32,18 +32,17 @@ _NO_CODE: Final = "0" * 64
 _LEVEL: Final = 0.95
 
 
-def declared(ask: str | Mapping[str, Any]) -> Question:
+def declared(ask: str | Mapping[str, Any], *, of: TrainQuery | None = None) -> Question:
     """The question of a declaration, as `[queries.ask]` of a study's file has it, or as a mapping.
 
-    Raises `ManifestError`, one line for the first mistake: an unknown key with the nearest right
-    name, an unknown column, bounds that bound nothing.
+    An evaluation takes what it leaves out from the training `of`. Raises `ManifestError`, one line
+    for the first mistake: an unknown key with the nearest right name, an unknown column, bounds
+    that bound nothing.
     """
-    if not isinstance(ask, str):
-        return question_from(ask)
-    try:
-        return question_from(tomllib.loads(ask))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ManifestError(f"The declaration is not valid TOML: {error}.") from error
+    given = _read(ask) if isinstance(ask, str) else ask
+    if of is not None and given.get("kind") == learning.EVALUATE:
+        given = learning.complete([learning.declaration_of(of), {"of": of.name, **given}])[1]
+    return question_from(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +145,13 @@ def plan(
             read, people=people, level=level, roster=NO_ROSTER, code_hash=_NO_CODE, nodes=nodes
         )
     )
+
+
+def _read(ask: str) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(ask)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ManifestError(f"The declaration is not valid TOML: {error}.") from error
 
 
 def _plan_rows(one: QueryPlan) -> Iterator[tuple[str, ...]]:

@@ -32,9 +32,9 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
     if shown is not None:
         value = eval(compile(shown, name, "eval"), namespace)  # noqa: S307 - as above
         if value is not None:
-            print(value)
-            if hasattr(value, "_repr_html_"):
-                print(f"[{name} shows HTML: {'<table>' in value._repr_html_()}]")
+            sys.stdout.write(f"{value}\n")
+        if hasattr(value, "_repr_html_"):
+            sys.stdout.write(f"[{name} is shown as a table: {'<table>' in value._repr_html_()}]\n")
 
 
 if __name__ == "__main__":

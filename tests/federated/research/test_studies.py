@@ -49,6 +49,17 @@ def test_declares_trainings_evaluations_and_statistics_from_text_and_mapping() -
     assert declared(text) == declared({"kind": "mean", "name": "how", "column": "mood"})
 
 
+def test_an_evaluation_takes_what_it_leaves_out_from_its_training() -> None:
+    training = declared(TRAINING)
+    assert isinstance(training, TrainQuery)
+    short = {"kind": "evaluate", "name": "how-good", "bins": 4}
+    assert declared(short, of=training) == declared(EVALUATION)
+    with pytest.raises(ManifestError, match="names no training"):
+        declared({**short, "of": "another"}, of=training)
+    # Other questions are of no training.
+    assert declared(MEAN, of=training) == declared(MEAN)
+
+
 def test_refuses_a_text_that_is_no_toml_and_a_key_that_is_not_known() -> None:
     with pytest.raises(ManifestError, match="not valid TOML"):
         declared("kind = ")
@@ -65,6 +76,8 @@ def test_a_written_study_asks_exactly_the_questions_it_was_made_of() -> None:
     assert (draft.file.title, draft.file.sites) == ('Low mood "after" short nights', ("north",))
     # What the training says already is said once.
     assert "features" not in draft.file.queries[1].ask
+    # As people write it.
+    assert '    { column = "steps", low = 0.0, high = 20000.0, lag = 1 },\n' in written()
 
 
 def test_refuses_to_write_an_evaluation_of_a_training_that_is_not_there() -> None:

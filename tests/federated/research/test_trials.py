@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 from typing import Any
 
@@ -40,11 +41,9 @@ def test_each_way_is_judged_and_privacy_costs_more_at_a_smaller_epsilon() -> Non
 
 
 def test_the_noise_is_that_of_the_study_that_would_be_planned() -> None:
-    import datetime as dt
-
     query = training()
     text = draft_of(
-        Asked(question=query, epsilon=2.0, delta=DELTA), study="a", title="b", question="c",
+        Asked(question=query, epsilon=2.0, delta=DELTA), study="low-mood", title="b", question="c",
         valid_from=dt.date(2026, 12, 1), minimum_cohort=100, threshold=3,
     )  # fmt: skip
     (planned,) = plan(text, people=300).found.queries
@@ -62,11 +61,13 @@ def test_the_same_seed_gives_the_same_figures_and_another_others() -> None:
 
 
 def test_a_number_is_judged_by_its_mean_absolute_error_in_its_own_unit() -> None:
-    query = training(model="linear", label={"column": "mood", "low": -6.0, "high": 6.0})
+    label = {"column": "mood", "low": -6.0, "high": 6.0}
+    query = training(model="linear", label=label, work={"rate": 0.4}, clip=0.5, rounds=12)
     found = try_out(query, PEOPLE, epsilon=8.0, delta=DELTA, repeats=1)
     assert found.figure == "mean absolute error"
     # Noise of deviation 1 is missed by 0.8 on average, and no model can do better.
     assert 0.7 < found.mean(CENTRALISED) < 1.1
+    assert found.mean(STUDY) < 1.5
     assert np.isnan(found.spread())
 
 
@@ -110,8 +111,8 @@ def test_refuses_too_few_people_and_counts_that_are_none() -> None:
 
 def test_the_best_choice_is_a_question_that_can_be_written_down() -> None:
     found = choose(
-        training(), PEOPLE, clips=list(np.array([0.02, 1.0])), rates=[4.0], rounds=list(np.array([3])),
-        epsilon=2.0, delta=DELTA, repeats=2,
+        training(), PEOPLE, clips=list(np.array([0.02, 1.0])), rates=[4.0],
+        rounds=list(np.array([3])), epsilon=2.0, delta=DELTA, repeats=2,
     )  # fmt: skip
     assert len(found.tried) == 2
     assert found.tried[0].score >= found.tried[1].score
