@@ -51,6 +51,18 @@ def test_the_noise_is_that_of_the_study_that_would_be_planned() -> None:
     assert found.noise == planned.noise
 
 
+def test_noise_that_colluding_nodes_may_tell_comes_on_top_in_the_study_alone() -> None:
+    calm, loud = (
+        try_out(
+            training(), PEOPLE, epsilon=0.5, delta=DELTA, repeats=4, nodes=10, colluding=colluding
+        )
+        for colluding in (0, 9)
+    )
+    assert loud.noise == calm.noise
+    assert loud.scores[CURATOR].tolist() == calm.scores[CURATOR].tolist()
+    assert loud.mean(STUDY) < calm.mean(STUDY)
+
+
 def test_the_same_seed_gives_the_same_figures_and_another_others() -> None:
     first, same, other = (
         try_out(training(), PEOPLE, epsilon=1.0, delta=DELTA, repeats=2, seed=seed).scores[STUDY]
