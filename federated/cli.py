@@ -8,7 +8,7 @@ prints them and chooses the exit code. `--json` prints one JSON object.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from federated.settings import FederatedSettings
 
 __all__ = ["RunResult", "Say", "StudyCommands", "StudyProgram", "StudyReading", "build"]
-
-#: Stands for the nodes of a study that is only looked at.
-_NO_ROSTER: Final = "0" * 64
 
 
 def build(commands: StudyCommands) -> typer.Typer:
@@ -97,7 +94,7 @@ def _add_plan(app: typer.Typer, commands: StudyCommands) -> None:
         """Show what a study costs and how sure its answers will be, before anything is asked."""
         from federated.code_hash import installed_code_hash
         from federated.draft import encode_toml, parse_draft
-        from federated.planning import plan_study
+        from federated.planning import NO_ROSTER, plan_study
 
         draft, roster = parse_draft(read_file(file)), commands.roster()
         if roster is None and draft.file.roster is None and out is not None:
@@ -109,7 +106,7 @@ def _add_plan(app: typer.Typer, commands: StudyCommands) -> None:
             draft,
             people=people,
             level=commands.settings().run.level,
-            roster=roster or _NO_ROSTER,
+            roster=roster or NO_ROSTER,
             code_hash=installed_code_hash(),
             nodes=commands.nodes(),
         )

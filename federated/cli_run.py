@@ -219,33 +219,15 @@ def _verified(
     document: Mapping[str, Any], believed: Enrolment, proof: bytes | None
 ) -> dict[str, Any]:
     from federated.release.alarms import alarm_words
-    from federated.release.check import COORDINATORS_WORD, verify_document
+    from federated.release.check import COORDINATORS_WORD
     from federated.release.document import document_hash
-    from federated.release.proof import verify_release
+    from federated.release.proof import verify_believed
 
-    study = verify_document(
-        document,
-        replace(believed.trusted(), own_site=""),
-        origin=believed.origin,
-        log_keys=believed.log_verifiers(),
-        witness_keys=believed.witness_verifiers(),
-        witnesses=believed.witnesses,
-    )
-    answer_hash = document_hash(document)
-    if proof is not None:
-        verify_release(
-            proof,
-            study_hash=study.study_hash,
-            answer_hash=answer_hash,
-            origin=believed.origin,
-            log_keys=believed.log_verifiers(),
-            witness_keys=believed.witness_verifiers(),
-            witnesses=believed.witnesses,
-        )
+    study = verify_believed(document, believed, proof=proof)
     return {
         "study": study.id,
         "hash": study.study_hash,
-        "answer": answer_hash,
+        "answer": document_hash(document),
         "alarms": alarm_words(document),
         "released": proof is not None,
         "word": [] if proof is not None else list(COORDINATORS_WORD),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from federated.manifest import (
 )
 from federated.model import NoisePlan, TrustModel
 
+#: TOML has such keys without quotes.
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 DEFAULT_VALIDITY_DAYS: Final = 90
 _DAY_S: Final = 86_400
 
@@ -238,7 +241,7 @@ def _refuse_unknown(table: object, kind: type[msgspec.Struct], prefix: str) -> N
 def encode_toml(study: Study) -> str:
     """A whole study as a file that `parse_study` reads again; for people, not for hashing."""
     lines = [
-        *(f"{name} = {_toml(getattr(study, name))}" for name in _WRITTEN),
+        *(f"{name} = {toml_value(getattr(study, name))}" for name in _WRITTEN),
         "",
         "[aggregation]",
         *(
@@ -248,17 +251,19 @@ def encode_toml(study: Study) -> str:
     ]
     if study.run_config:
         lines += ["", "[run_config]"]
-        lines += [f"{_toml(key)} = {_toml(value)}" for key, value in study.run_config.items()]
+        lines += [
+            f"{toml_value(key)} = {toml_value(value)}" for key, value in study.run_config.items()
+        ]
     for query in study.queries:
         lines += [
             "",
             "[[queries]]",
             f"epsilon = {query.epsilon!r}",
             f"delta = {query.delta!r}",
-            f"columns = {_toml(query.columns)}",
-            f"mechanism = {_toml(query.noise.mechanism)}",
+            f"columns = {toml_value(query.columns)}",
+            f"mechanism = {toml_value(query.noise.mechanism)}",
             f"scale = {query.noise.scale!r}",
-            f"ask = {_toml(msgspec.json.decode(query.ask))}",
+            f"ask = {toml_value(msgspec.json.decode(query.ask))}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -269,7 +274,8 @@ _WRITTEN: Final = (
 )  # fmt: skip
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A value as TOML has it in one line. Raises `ManifestError` for what TOML has no form of."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -279,9 +285,13 @@ def _toml(value: object) -> str:
             # A JSON string is a TOML basic string, but for the one character that TOML forbids.
             return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
         case list() | tuple():
-            return f"[{', '.join(_toml(one) for one in value)}]"
+            return f"[{', '.join(toml_value(one) for one in value)}]"
         case Mapping():
-            inner = ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
+            inner = ", ".join(f"{_key(key)} = {toml_value(one)}" for key, one in value.items())
             return f"{{ {inner} }}"
         case _:
             raise ManifestError("A declaration may hold texts, numbers, truth values and tables.")
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else toml_value(key)

@@ -27,6 +27,8 @@ from federated.rounds import CLOSENESS, answer_price
 
 #: What rounding may take a computed figure above the one that it was computed for.
 _SLACK: Final = 1 + 1e-6
+#: Stands for the nodes of a study that is only looked at.
+NO_ROSTER: Final = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,11 @@ def centralised(spec: TrainSpec, train: People, *, steps: int, rate: float) -> _
 
     Each example counts the same, as it does where rows are pooled; the decay is `spec.work.l2`.
     """
-    examples = pooled(spec, train)
+    return centralised_on(spec, pooled(spec, train), steps=steps, rate=rate)
+
+
+def centralised_on(spec: TrainSpec, examples: Examples, *, steps: int, rate: float) -> _Floats:
+    """The same where everybody's examples are in one place already."""
     weights = initial(spec, seed=_SEED)
     for _ in range(steps):
         weights = weights - rate * gradient(spec, weights, examples)

@@ -6,13 +6,22 @@ covers it. It stands beside `answer.json` as `answer.proof`, since nothing can h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from audit.errors import AuditError
 from audit.note import VerifierKey
 from federated.errors import StudyLogError
+from federated.manifest import Study
+from federated.release.check import verify_document
+from federated.release.document import document_hash
 from federated.study_log import HASH_DETAIL, make_bundle, verify_logged
+
+if TYPE_CHECKING:
+    # The device's store stands behind it.
+    from federated.node.enrolment import Enrolment
 
 
 def make_release_proof(directory: Path, index: int) -> bytes:
@@ -51,3 +60,32 @@ def verify_release(
         raise StudyLogError(
             "The log says that another answer was released: this one was changed since."
         )
+
+
+def verify_believed(
+    document: Mapping[str, Any], believed: Enrolment, *, proof: bytes | None
+) -> Study:
+    """Return the study once the document is proven by an enrolment's keys, and its release, too.
+
+    Without `proof` that it was released is not looked at. Raises as `verify_document` and
+    `verify_release`.
+    """
+    study = verify_document(
+        document,
+        replace(believed.trusted(), own_site=""),
+        origin=believed.origin,
+        log_keys=believed.log_verifiers(),
+        witness_keys=believed.witness_verifiers(),
+        witnesses=believed.witnesses,
+    )
+    if proof is not None:
+        verify_release(
+            proof,
+            study_hash=study.study_hash,
+            answer_hash=document_hash(document),
+            origin=believed.origin,
+            log_keys=believed.log_verifiers(),
+            witness_keys=believed.witness_verifiers(),
+            witnesses=believed.witnesses,
+        )
+    return study

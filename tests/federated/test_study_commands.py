@@ -47,6 +47,7 @@ from federated.release.document import (
 )
 from federated.release.files import Reports
 from federated.release.proof import make_release_proof, verify_release
+from federated.research import read_release
 from federated.settings import FederatedSettings
 from federated.signed_study import SignedStudy, verify_study
 from federated.study_log import make_bundle
@@ -306,6 +307,28 @@ def enrolled(desk: Desk) -> dict[str, Any]:
         "log_keys": [key.text for key in desk.log.keys],
         "witness_keys": [key.text for key in desk.log.witness_keys],
     }
+
+
+def test_a_notebook_reads_a_release_as_far_as_it_is_proven(desk: Desk, tmp_path: Path) -> None:
+    desk.propose()
+    desk.approve()
+    desk.json("run", "sleep-and-phq9")
+    found = desk.json("report", "sleep-and-phq9")
+    enrolment = tmp_path / "enrolment.json"
+    enrolment.write_text(json.dumps(enrolled(desk)), encoding="utf-8")
+    answer, proof = Path(found["answer"]), Path(found["proof"])
+    assert proof == answer.with_name("answer.proof")
+    release = read_release(answer, enrolment=enrolment)
+    assert release.proven == "released"
+    assert "this very answer was released" in str(release)
+    # An estimate that was changed afterwards follows from nothing that was signed.
+    document = parse_document(answer.read_bytes())
+    document["answers"][0]["estimates"][0]["value"] += 0.125
+    changed_answer = tmp_path / "answer.json"
+    changed_answer.write_bytes(canonical_json(document))
+    assert read_release(changed_answer, enrolment=enrolment).proven == "signed"
+    with pytest.raises(StudyLogError, match="another answer was released"):
+        read_release(changed_answer, enrolment=enrolment, proof=proof)
 
 
 # Every leaf of a released document
