@@ -109,6 +109,7 @@ def test_the_command_plans_what_the_notebook_planned(tmp_path: Path) -> None:
         settings=FederatedSettings,
         roster=lambda: "ab" * 32,
         open_program=closed,  # type: ignore[arg-type]
+        open_reading=closed,  # type: ignore[arg-type]
     )
     out = tmp_path / "whole.toml"
     done = CliRunner().invoke(
