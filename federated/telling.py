@@ -38,6 +38,7 @@ _ASKS: Final = {
     "groups": "the mean in each group",
     "trend": "the mean week by week",
     "train": "a model, learned round by round from people's own days",
+    "norms": "how long people's first updates of a model are, to fix a clip by",
     "evaluate": "how good a model is on people who were not trained on",
 }
 #: What is told of a training's progress.

@@ -94,7 +94,7 @@ class Quantiles(BaseQuery):
             raise too_few(self.name, self.of.column)
         shares = reached / people
         gradients = (running - shares[:, None] * running[-1]) / people
-        curve = np.concatenate([[0.0], _monotone(shares)])
+        curve = np.concatenate([[0.0], monotone(shares)])
         return [self._quantile(at, curve, gradients, people, asked) for at in self.at]
 
     def _quantile(
@@ -105,14 +105,14 @@ class Quantiles(BaseQuery):
         people: float,
         asked: Asked,
     ) -> Estimate:
-        value = _inverse(curve, at)
+        value = inverse(curve, at)
         edge = min(max(round(value * self.leaves) - 1, 0), self.leaves - 2)
         noise: NoiseMoments = asked.noise.through(gradients[edge])
         spread = Spread(
             noise=noise, sampling=at * (1 - at) / people, sampling_noise=0.0, people=math.inf
         )
         reach = spread.critical(asked.level) * math.sqrt(spread.variance)
-        low, high = _inverse(curve, at - reach), _inverse(curve, at + reach)
+        low, high = inverse(curve, at - reach), inverse(curve, at + reach)
         return estimate(
             f"{at * 100:g} % quantile",
             self._in_units(value),
@@ -161,7 +161,7 @@ def _least_squares(depth: int, branching: int) -> NDArray[np.float64]:
     return np.asarray(np.linalg.solve(matrix.T @ matrix, matrix.T))
 
 
-def _monotone(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def monotone(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """The nearest never-falling curve from 0 to 1: halfway between its hulls from both sides."""
     above = np.maximum.accumulate(shares)
     below = np.minimum.accumulate(shares[::-1])[::-1]
@@ -170,7 +170,7 @@ def _monotone(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(curve)
 
 
-def _inverse(curve: NDArray[np.float64], share: float) -> float:
+def inverse(curve: NDArray[np.float64], share: float) -> float:
     """Where a never-falling curve on equal steps from 0 to 1 reaches a share: the middle of it."""
     steps = len(curve) - 1
     cut = min(max(share, 0.0), 1.0)

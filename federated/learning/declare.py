@@ -26,6 +26,7 @@ from federated.errors import ImportDataError, ManifestError
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery, Subgroup
 from federated.learning.models import parameters
+from federated.learning.norms import UpdateNorms
 from federated.learning.round_query import TrainQuery
 from federated.learning.spec import Feature, Label, PersonalHead, TrainSpec, Work
 from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
@@ -33,7 +34,8 @@ from federated.node.columns import column as column_of
 
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
-KINDS: Final = (TRAIN, EVALUATE)
+NORMS: Final = "norms"
+KINDS: Final = (TRAIN, EVALUATE, NORMS)
 _STRATEGIES: Final[Mapping[str, type[FedAvg | FedAvgM]]] = {"fedavg": FedAvg, "fedavgm": FedAvgM}
 _SPEC: Final = tuple(field.name for field in dataclasses.fields(TrainSpec) if field.name != "kind")
 #: What an evaluation repeats: examples and model, and who is held out.
@@ -42,11 +44,14 @@ _SHARED: Final = (
 )  # fmt: skip
 _TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop")
 _EVALUATE_KEYS: Final = ("name", "of", *_SHARED, "bins", "subgroups", "examples", "largest_error")
+#: What the length of an update depends on.
+_WORKED: Final = (*_SHARED[:-2], "personal", "work")
+_NORMS_KEYS: Final = ("name", *_WORKED, "low", "high", "bins", "at")
 #: As a study has them: what else stands there is no name, and is not shown to anybody.
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
 
 
-def learning_from(ask: Mapping[str, Any]) -> TrainQuery | EvaluateQuery:
+def learning_from(ask: Mapping[str, Any]) -> TrainQuery | EvaluateQuery | UpdateNorms:
     """A question of one of `KINDS` from its declaration. Raises `ManifestError`, in one line."""
     given = dict(ask)
     kind = given.pop("kind", None)
@@ -54,10 +59,12 @@ def learning_from(ask: Mapping[str, Any]) -> TrainQuery | EvaluateQuery:
         return _training(given)
     if kind == EVALUATE:
         return _evaluation(given)
+    if kind == NORMS:
+        return _norms(given)
     raise ManifestError(f"A question of learning is of kind {' or '.join(KINDS)}.")
 
 
-def declaration_of(query: TrainQuery | EvaluateQuery) -> dict[str, Any]:
+def declaration_of(query: TrainQuery | EvaluateQuery | UpdateNorms) -> dict[str, Any]:
     """What `learning_from` makes the same question from: plain values, defaults left out."""
     spec = _without_defaults(query.spec)
     spec["model"] = spec.pop("kind", None)
@@ -68,6 +75,10 @@ def declaration_of(query: TrainQuery | EvaluateQuery) -> dict[str, Any]:
         shared: dict[str, Any] = {str(key): spec.get(key) for key in _SHARED}
         named = {"kind": EVALUATE, "name": query.name, "of": query.spec.name}
         declared = {**named, **shared, **own}
+    elif isinstance(query, UpdateNorms):
+        own = _without_defaults(query)
+        worked: dict[str, Any] = {str(key): spec[key] for key in _WORKED if key in spec}
+        declared = {"kind": NORMS, **worked, **{k: one for k, one in own.items() if k != "spec"}}
     else:
         declared = {"kind": TRAIN, **spec, **_parts(query)}
     return {key: value for key, value in declared.items() if value is not None}
@@ -158,6 +169,14 @@ def _evaluation(given: dict[str, Any]) -> EvaluateQuery:
     # What cannot be asked is refused by the question that would be.
     query.at(np.zeros(parameters(spec)))
     return query
+
+
+def _norms(given: dict[str, Any]) -> UpdateNorms:
+    what = "A question of kind norms"
+    _refuse_unknown(given, _NORMS_KEYS, what)
+    worked = {str(key): given.pop(key) for key in _WORKED if key in given}
+    spec = _spec({**worked, "name": given.get("name")}, what)
+    return _convert({**given, "spec": spec}, UpdateNorms, what)
 
 
 def _spec(given: Mapping[str, Any], what: str) -> TrainSpec:

@@ -12,6 +12,7 @@ from typing import Final
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery
 from federated.learning.models import parameters
+from federated.learning.norms import UpdateNorms
 from federated.learning.round_query import TrainQuery
 from federated.learning.spec import Feature, Label, TrainSpec
 from federated.learning.strategies import FedAvg, FedAvgM
@@ -31,6 +32,8 @@ def learning_pairs(query: object) -> Iterator[tuple[str, str]]:
         yield from training_lines(query)
     elif isinstance(query, EvaluateQuery):
         yield from evaluation_lines(query)
+    elif isinstance(query, UpdateNorms):
+        yield from norms_lines(query)
 
 
 def training_lines(query: TrainQuery) -> Iterator[tuple[str, str]]:
@@ -71,6 +74,28 @@ def evaluation_lines(query: EvaluateQuery) -> Iterator[tuple[str, str]]:
     for one in query.subgroups:
         edges = ", ".join(map(exact, one.edges))
         yield "by group", f"of {one.column} ({meaning_of(one.column)}), edges {edges}"
+
+
+def norms_lines(query: UpdateNorms) -> Iterator[tuple[str, str]]:
+    """What a question about the length of updates is, in the same form."""
+    spec, work = query.spec, query.spec.work
+    yield "measures", "how long people's first updates of such a model are, to fix a clip by"
+    yield from _example_lines(spec)
+    yield (
+        "on device",
+        (
+            f"{work.epochs} steps of gradient descent, rate {exact(work.rate)}, weight decay "
+            f"{exact(work.l2)}, over the newest {spec.most} examples of a person"
+        ),
+    )
+    shares = ", ".join(exact(100 * share) for share in query.at)
+    yield (
+        "counts",
+        (
+            f"people in {query.bins} steps of length from {exact(query.low)} to "
+            f"{exact(query.high)}; told at {shares} %"
+        ),
+    )
 
 
 def label_words(label: Label) -> str:
