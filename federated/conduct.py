@@ -66,7 +66,9 @@ def numbers_of(study: Study) -> dict[str, int]:
 
     Numbers follow the study's order; the questions stand as they are asked, trainings first.
     """
-    found, later, number = {}, {}, 0
+    found: dict[str, int] = {}
+    later: dict[str, int] = {}
+    number = 0
     for one in study.queries:
         query = declared_question(one.ask)
         (found if isinstance(query, TrainQuery) else later)[one.name] = number
