@@ -34,6 +34,7 @@ class Conduct:
     reservation: Callable[[str], Reservation | None]
     say: Say = lambda _: None
     still: Callable[[], None] = lambda: None
+    _waits: str = ""
     _weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def ask(self, name: str, round_number: int) -> RoundOutcome | TrainedOutcome:
@@ -48,9 +49,20 @@ class Conduct:
                 say=self.say,
                 still=self.still,
             )
-            trained = Training(self.study, declared, query, ports).train(round_number)
+            training = Training(self.study, declared, query, ports)
+            try:
+                trained = training.train(round_number)
+            except CohortError:
+                self._waits = "" if training.is_over else name
+                raise
             self._weights[name] = trained.weights
             return trained
+        if self._waits:
+            # What is answered now would be charged again in the run that goes on with the training.
+            raise CohortError(
+                f"{name} waits for the training {self._waits}, which is not over: run the study "
+                "again."
+            )
         if isinstance(query, EvaluateQuery):
             weights = self._weights.get(query.spec.name)
             if weights is None:

@@ -212,6 +212,14 @@ class Training:
                     ) from error
         return self._outcome(now)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is to be asked any more. Raises `CheckpointError`."""
+        data = self._ports.checkpoints.read(self._query.name)
+        if data is None:
+            return False
+        return parse_kept(data, study=self._study, query=self._query).over(self._query)
+
     # --- Before the first round, or where it stopped ---------------------------------------------
 
     def _begun(self) -> _Now:

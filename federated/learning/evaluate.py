@@ -11,6 +11,7 @@ The vector is made here; what the sums say is read off them in `ranking` and `ac
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.analytics.base import Asked, BaseQuery, too_few
+from federated.analytics.base import SMALLEST_COHORT, Asked, BaseQuery, too_few
 from federated.analytics.bernstein import Moments, basis
 from federated.analytics.counts import bin_of
 from federated.analytics.layout import FINE, Block, Layout
@@ -131,6 +132,11 @@ class EvaluateQuery:
     def bound(self) -> int:
         """Largest absolute value of any coordinate of one person's vector."""
         return self.unweighted.bound
+
+    @property
+    def minimum_cohort(self) -> int:
+        """People who must take part so that enough of them are held out for an interval."""
+        return math.ceil(SMALLEST_COHORT / self.spec.held_out)
 
     @property
     def unweighted(self) -> EvaluateRound:

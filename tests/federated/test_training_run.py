@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from federated.conduct import numbers_of
 from federated.errors import CheckpointError, CohortError
 from federated.learning.round_query import TrainQuery
 from federated.learning.strategies import parse_state
@@ -18,7 +19,7 @@ from federated.training_files import TrainingFiles
 from federated.training_run import Checkpoints, parse_kept
 from tests.federated.deployment.federation import accountant
 from tests.federated.runs import RUN, World, gone
-from tests.federated.trainings import PEOPLE, judged, train, training_world
+from tests.federated.trainings import PEOPLE, conduct, judged, train, training_world
 
 ROUNDS = 6
 
@@ -203,3 +204,18 @@ def test_a_clip_that_adapts_comes_with_each_round(tmp_path: Path) -> None:
         state = parse_state(kept.state, study=bytes.fromhex(world.signed.study.study_hash))
         # Updates are far shorter than it: it shrinks.
         assert state.clip < 20.0
+
+
+def test_what_else_a_study_asks_waits_for_a_training_that_is_not_over(tmp_path: Path) -> None:
+    more = '[[queries]]\nepsilon = 0.5\nask = { kind = "count", name = "all", column = "mood" }\n'
+    changes = {"[[queries]]\nepsilon = 3.0": f"{more}\n[[queries]]\nepsilon = 3.0"}
+    with training_world(tmp_path, changes) as world:
+        for node in ("node-4", "node-5"):
+            world.faults[(node, "mask")] = gone
+        asking, numbers = conduct(world, tmp_path), numbers_of(world.signed.study)
+        with pytest.raises(CohortError, match="run the study again"):
+            asking.ask("mood", numbers["mood"])
+        world.faults.clear()
+        with pytest.raises(CohortError, match="all waits for the training mood"):
+            asking.ask("all", numbers["all"])
+        assert len(world.ledger.charges(world.signed.study.study_hash)) == 1

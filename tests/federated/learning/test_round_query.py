@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SeededBits, SystemBits
-from federated.errors import ManifestError
+from federated.errors import ManifestError, ProtocolError
+from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateRound
 from federated.learning.examples import examples_of
 from federated.learning.local import update
 from federated.learning.models import parameters
 from federated.learning.round_query import TrainQuery, TrainRound
-from federated.learning.spec import TrainSpec
+from federated.learning.spec import PersonalHead, TrainSpec
 from federated.model import NoisePlan, PersonRows
 from tests.federated.analytics.samples import hostile_rows, person
 from tests.federated.learning.samples import GRU, LINEAR, LOGISTIC, MLP, SPECS, weights_for
@@ -75,6 +76,35 @@ def test_a_contribution_keeps_to_sensitivity_and_bound_whatever_weights_and_rows
     for spec in (*SPECS, *COARSE):
         query = TrainQuery(spec=spec).at(weights_of(parameters(spec), drawn))
         keeps(query, query.encode(rows, bits(seed)))
+
+
+@pytest.mark.filterwarnings("error")
+@settings(deadline=None, max_examples=15)
+@given(
+    rows=hostile_rows(),
+    drawn=hostile_weights(),
+    clip=st.sampled_from((0.0, 0.5, 1e-300, *_SPECIAL)),
+    seed=st.integers(0, 2**32),
+)
+@example(rows=person(1), drawn=(1, "plain", 0.0), clip=5e-324, seed=1)
+@example(rows=person(1), drawn=(1, "plain", 0.0), clip=np.nan, seed=1)
+def test_no_clip_that_comes_with_a_round_moves_what_was_paid_for(
+    rows: PersonRows, drawn: tuple[int, str, float], clip: float, seed: int
+) -> None:
+    """Nor does it reach the canaries' places, in which nobody has anything."""
+    personal = replace(LOGISTIC, personal=PersonalHead(steps=2))
+    for spec in (LOGISTIC, personal, COARSE[3]):
+        query = TrainQuery(spec=spec, adaptive=AdaptiveClip(), canaries=3)
+        weights = weights_of(parameters(spec), drawn).reshape(-1)
+        if len(weights) != parameters(spec):
+            with pytest.raises(ProtocolError, match="numbers with the round"):
+                query.begin(query.give(weights, clip=clip))
+            continue
+        asked = query.begin(query.give(weights, clip=clip))
+        assert (asked.sensitivity, asked.bound) == (query.one_round, query.bound)
+        vector = asked.encode(rows, bits(seed))
+        keeps(asked, vector)
+        assert not vector[-3:].any()
 
 
 @pytest.mark.parametrize("spec", COARSE, ids=lambda spec: f"{spec.name}-{spec.clip:g}")
