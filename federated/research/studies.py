@@ -22,7 +22,7 @@ from federated.learning import declare as learning
 from federated.learning.evaluate import EvaluateQuery
 from federated.learning.round_query import TrainQuery
 from federated.planning import NO_ROSTER, StudyPlan, plan_study
-from federated.questions import declared_question, question_from, verify_together
+from federated.questions import question_from, verify_together
 from federated.research.show import Table
 
 type Question = BaseQuery | TrainQuery | EvaluateQuery
@@ -30,10 +30,6 @@ type Question = BaseQuery | TrainQuery | EvaluateQuery
 #: Stands for the code that a study will run, where it is only looked at.
 _NO_CODE: Final = "0" * 64
 _LEVEL: Final = 0.95
-_HELD_OUT: Final = (
-    "An evaluation asks only the people held out: its errors above are as if all were asked. Plan "
-    "for as many people as are held out to see its own."
-)
 
 
 def declared(ask: str | Mapping[str, Any], *, of: TrainQuery | None = None) -> Question:
@@ -124,7 +120,7 @@ class Plan:
             title=f"{found.study.title}: {found.study.question}",
             columns=("question", "ε", "δ", "noise of a sum", "error of", "±", "± without noise"),
             rows=tuple(row for one in found.queries for row in _plan_rows(one)),
-            notes=(note, _HELD_OUT) if _evaluates(found) else (note,),
+            notes=(note,),
         )
 
     def __str__(self) -> str:
@@ -156,10 +152,6 @@ def _read(ask: str) -> Mapping[str, Any]:
         return tomllib.loads(ask)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ManifestError(f"The declaration is not valid TOML: {error}.") from error
-
-
-def _evaluates(found: StudyPlan) -> bool:
-    return any(isinstance(declared_question(one.ask), EvaluateQuery) for one in found.study.queries)
 
 
 def _plan_rows(one: QueryPlan) -> Iterator[tuple[str, ...]]:
