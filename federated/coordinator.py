@@ -54,7 +54,7 @@ from federated.study_run import (
     StudyRun,
 )
 from federated.training_files import TrainingFiles
-from federated.training_run import TrainedOutcome
+from federated.training_run import TrainedOutcome, reserved_name
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -141,6 +141,11 @@ class WithinStudy:
     def reservation(self, round_id: str) -> Reservation | None:
         """What is reserved under a round's name."""
         return self.ledger.reservation(study=self.study.study_hash, round_id=round_id)
+
+    def knows(self, kept: bytes | None) -> bool:
+        """Whether the cost of a training of which this is kept is reserved already."""
+        name = reserved_name(kept)
+        return bool(name) and self.reservation(name) is not None
 
     def verify_room(self, costs: Sequence[PrivacyCost]) -> None:
         """Prove that a run of these costs still fits. Raises `BudgetExhaustedError`."""
@@ -283,7 +288,7 @@ class Coordinator:
         ledger = WithinStudy(study=study, ledger=self.ledger)
         files = TrainingFiles(directory=self.trainings, study_hash=study.study_hash)
         # What was reserved for a training that goes on is reserved already.
-        new = [study.query(name) for name in names if files.read(name) is None]
+        new = [study.query(name) for name in names if not ledger.knows(files.read(name))]
         ledger.verify_room([answer_price(one, self.query(one.ask)) for one in new])
         link = Link(self.access)
         say(f"starting a run of {study.id}")

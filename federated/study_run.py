@@ -206,14 +206,16 @@ class StudyRun:
         given: bytes = b"",
         among: Iterable[str] | None = None,
         reserved: Reservation | None = None,
-        dispatching: Callable[[Reservation, Sequence[str]], None] = lambda *_: None,
+        reserving: Callable[[str, Sequence[str]], None] = lambda *_: None,
+        dispatching: Callable[[Reservation], None] = lambda _: None,
     ) -> RoundSum:
         """One round of a question: its noisy sum, which nobody may see before it is spent.
 
         Reserves the whole question's cost on who takes part, unless that is `reserved` already, as
         for every round of a training but its first: then only nodes `among` those who paid are
-        asked. `dispatching` is told what was reserved and which nodes are asked, before the first
-        is: what it raises asks nobody. Raises as `ask`.
+        asked. `reserving` is told under which name cost is about to be reserved, and on which
+        nodes, `dispatching` what is reserved, before the first node is asked: what they raise
+        charges or asks nobody. Raises as `ask`.
         """
         declared = self._study.query(name)
         query = self._ports.query(declared.ask)
@@ -233,8 +235,11 @@ class StudyRun:
         cost = answer_price(declared, query)
         # What every node would refuse must not be paid for.
         verify_request(request)
-        reservation = reserved or self._reserve(plan, cost, request)
-        dispatching(reservation, tuple(request.taking_part))
+        reservation = reserved
+        if reservation is None:
+            reserving(plan.round_id, tuple(request.taking_part))
+            reservation = self._reserve(plan, cost, request)
+        dispatching(reservation)
         result, dropped = self._stages(plan, request, greetings)
         people = sum(request.taking_part[node] for node in result.survivors)
         self._verify_cohort(people, query)

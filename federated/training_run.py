@@ -5,9 +5,10 @@ sum is `study_run`'s, the step from sum to weights `learning.strategies`, the fi
 
 The whole training is one release, spread over rounds: its cost is reserved before the first is
 dispatched, on the nodes that take part in that, and only those are asked again. What is kept is
-written *before* a round is dispatched (that it was) and after its sum came (the new weights). A
-round that was dispatched and has no sum is lost and never asked again: its people were asked, and
-paid with the first. So nobody is asked more often than announced, whatever stops this process.
+written *before* anything is reserved, before a round is dispatched (that it was) and after its sum
+came (the new weights). A round that was dispatched and has no sum is lost and never asked again:
+its people were asked, and paid with the first. So nobody is asked more often than announced, or
+charged twice, whatever stops this process.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Summing(Protocol):
         given: bytes = b"",
         among: Iterable[str] | None = None,
         reserved: Reservation | None = None,
-        dispatching: Callable[[Reservation, Sequence[str]], None] = lambda *_: None,
+        reserving: Callable[[str, Sequence[str]], None] = lambda *_: None,
+        dispatching: Callable[[Reservation], None] = lambda _: None,
     ) -> RoundSum:
         """As `StudyRun.sum`."""
         ...
@@ -146,15 +148,27 @@ def encode_kept(kept: Kept) -> bytes:
     return msgspec.msgpack.encode(kept)
 
 
-def parse_kept(data: bytes, *, study: Study, query: TrainQuery) -> Kept:
-    """Read it. Raises `CheckpointError` for what is cut, or another study's or training's."""
+def reserved_name(data: bytes | None) -> str:
+    """The round's name under which a training reserved, or was about to; empty if it was not.
+
+    Raises `CheckpointError` for bytes that are damaged.
+    """
+    return "" if data is None else _decoded(data).reservation
+
+
+def _decoded(data: bytes) -> Kept:
     try:
-        kept = msgspec.msgpack.decode(data, type=Kept)
+        return msgspec.msgpack.decode(data, type=Kept)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"What was kept of the training {query.name} is damaged: nobody can say which rounds "
-            "were asked, so it cannot go on."
+            "What was kept of a training is damaged: nobody can say which rounds were asked, so it "
+            "cannot go on."
         ) from error
+
+
+def parse_kept(data: bytes, *, study: Study, query: TrainQuery) -> Kept:
+    """Read it. Raises `CheckpointError` for what is cut, or another study's or training's."""
+    kept = _decoded(data)
     if (kept.study, kept.query) != (study.study_hash, query.name):
         raise CheckpointError(f"What was kept is not of the training {query.name}.")
     return kept
@@ -230,7 +244,10 @@ class Training:
                 audit = Audit(canaries=draw_canaries(query.canaries, SystemBits()))
             state = start(initial(query.spec, seed=self._id), clip=query.spec.clip)
             kept = Kept(study=self._study.study_hash, query=query.name, state=b"")
-            return _Now(kept=kept, state=state, audit=audit)
+            now = _Now(kept=kept, state=state, audit=audit)
+            # What cannot be kept must not be paid for.
+            self._keep(now)
+            return now
         kept = parse_kept(data, study=self._study, query=query)
         reservation = self._ports.reservation(kept.reservation) if kept.reservation else None
         if kept.asked and reservation is None:
@@ -238,6 +255,9 @@ class Training:
                 f"The ledger knows nothing of the training {query.name} that was begun: mend the "
                 "ledger first."
             )
+        if reservation is None:
+            # What was about to be reserved never was: whoever is there now takes part.
+            kept = msgspec.structs.replace(kept, cohort=(), reservation="")
         return _Now(
             kept=kept,
             state=parse_state(kept.state, study=self._id),
@@ -251,18 +271,14 @@ class Training:
         query = self._query
         asked = query.at(now.state.weights, clip=now.state.clip)
 
-        def dispatching(reservation: Reservation, nodes: Sequence[str]) -> None:
+        def reserving(name: str, nodes: Sequence[str]) -> None:
+            """Whatever stops this process now, the next run knows what to look for."""
+            self._keep(now, cohort=tuple(nodes), reservation=name)
+
+        def dispatching(reservation: Reservation) -> None:
             """From here on the round is asked, whatever becomes of it."""
             now.reservation = reservation
-            first = not now.kept.cohort
-            now.kept = replace_kept(
-                now,
-                self._id,
-                asked=now.kept.asked + 1,
-                cohort=tuple(nodes) if first else now.kept.cohort,
-                reservation=reservation.round,
-            )
-            self._ports.checkpoints.write(query.name, encode_kept(now.kept))
+            self._keep(now, asked=now.kept.asked + 1)
 
         found = self._ports.run.sum(
             query.name,
@@ -270,6 +286,7 @@ class Training:
             given=query.give(now.state.weights, clip=now.state.clip),
             among=now.kept.cohort or None,
             reserved=now.reservation,
+            reserving=reserving,
             dispatching=dispatching,
         )
         self._step(now, asked, found)
@@ -301,15 +318,24 @@ class Training:
         now.totals.append(total[:size])
         rule, deviation = query.stop, found.noise.scale
         ended = rule is not None and rule.stops(now.totals, deviation=deviation)
-        now.kept = replace_kept(
+        self._keep(
             now,
-            self._id,
             people=(*now.kept.people, found.people),
             nodes=(*now.kept.nodes, len(found.result.survivors)),
             ended=ended,
         )
-        self._ports.checkpoints.write(query.name, encode_kept(now.kept))
         self._say(now, f"{len(found.result.survivors)} nodes, {found.people:,} people")
+
+    def _keep(self, now: _Now, **changes: object) -> None:
+        """Write down what is known now, changed so: durably, before anything follows from it."""
+        study = self._id
+        now.kept = msgspec.structs.replace(
+            now.kept,
+            state=now.state.to_bytes(study=study),
+            audit=b"" if now.audit is None else now.audit.to_bytes(study=study),
+            **changes,
+        )
+        self._ports.checkpoints.write(self._query.name, encode_kept(now.kept))
 
     def _say(self, now: _Now, what: str) -> None:
         query, done = self._query, now.kept.asked
@@ -351,10 +377,3 @@ class Training:
             audit=audit,
             noise=noise,
         )
-
-
-def replace_kept(now: _Now, study: bytes, **changes: object) -> Kept:
-    """What is kept, with the state and audit of now."""
-    audit = b"" if now.audit is None else now.audit.to_bytes(study=study)
-    state = now.state.to_bytes(study=study)
-    return msgspec.structs.replace(now.kept, state=state, audit=audit, **changes)
