@@ -67,8 +67,8 @@ from policies.store import load_in_force
 
 #: How often, and how long in between, the log is looked at for witnesses' words on a release.
 _LOOKS = 50
-#: Of the directory of reports: where trainings lie between their rounds.
-_TRAININGS = "trainings"
+#: Of the directory of reports: where trainings lie between their rounds. No study has such an id.
+_TRAININGS = ".trainings"
 _LOOK_S = 0.2
 _REFUSED = "Name, password or code is wrong, or there were too many attempts: wait, and try again."
 
