@@ -158,7 +158,9 @@ def test_says_what_is_missing(clinic: Clinic) -> None:
     assert "whose approvals count" in err
     (clinic.home / "var" / "federated" / "federation.json").chmod(0o600)
     (clinic.home / "var" / "coordinator.key").unlink()
-    code, _, err = run(clinic.home, "study", "list")
+    # Looking needs no key, and anything else says how to make one.
+    assert run(clinic.home, "study", "list")[0] == 0
+    code, _, err = run(clinic.home, "study", "ledger")
     assert "havengate study key" in err
     assert code == 1
     code, _, err = run(clinic.home, "study", "propose", str(clinic.home / "no.toml"))
@@ -168,7 +170,7 @@ def test_says_what_is_missing(clinic: Clinic) -> None:
 
 def test_what_the_guide_says_works_as_it_is_written(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
-    first, draft, settings = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    first, draft, model, settings = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     for text in (first, settings):
         (tmp_path / "havengate.toml").write_text(text, encoding="utf-8")
         assert load(tmp_path / "havengate.toml", {}).federated.officers == {"north": ("nora",)}
@@ -176,6 +178,11 @@ def test_what_the_guide_says_works_as_it_is_written(tmp_path: Path) -> None:
     code, out, err = run(tmp_path, "study", "plan", "mood.toml", "--people", "562")
     assert code == 0, err
     assert "All together cost each person ε = 1" in out
+    learning = draft.partition("[[queries]]")[0] + model
+    (tmp_path / "model.toml").write_text(learning, encoding="utf-8")
+    code, out, err = run(tmp_path, "study", "plan", "model.toml", "--people", "562")
+    assert code == 0, err
+    assert "12 at most; a person pays once for all of them" in out
     code, _, err = run(
         tmp_path, "study", "plan", "mood.toml", "--people", "562", "--out", "study.toml"
     )
