@@ -91,7 +91,6 @@ class World:
         return answers
 
     def run(self, *, round_number: int = 0, run_id: int = RUN) -> RoundOutcome:
-        self.run_id = run_id
         return StudyRun(self.signed, self.ports(), run_id=run_id).ask("hours", round_number)
 
     def ports(self) -> RunPorts:

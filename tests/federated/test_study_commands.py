@@ -727,7 +727,7 @@ def test_the_planned_study_is_whole_and_true(desk: Desk) -> None:
     [
         (lambda text: text.replace("scale = ", "scale = 0.5 # "), "costs ε ="),
         (lambda text: text.replace('columns = ["mood"]', 'columns = ["steps"]'), "other columns"),
-        (lambda text: text.replace('"column" = "mood"', '"column" = "moood"'), "mood"),
+        (lambda text: text.replace('column = "mood"', 'column = "moood"'), "mood"),
         (lambda text: text.replace("minimum_cohort = 1000", "minimum_cohort = 99"), "at least"),
         (lambda text: text + "\nx = 1\n", "Unknown key"),
     ],

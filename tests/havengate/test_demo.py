@@ -58,6 +58,12 @@ def test_the_demo_tells_its_whole_story(played: tuple[Path, str]) -> None:
         "answered, 5,068 people at 4 nodes",
         "each person ε = 1, δ = 0",
         "var/demo/study/var/reports/sleep-and-mood/report.html",
+        "trained, 5,068 people at 4 nodes in 10 of 10 rounds",
+        "asked of people whom it never saw",
+        "each person ε = 2 at δ = 1e-05 for the model, ε = 0.9 to judge it",
+        "guesses right: ε is at least",
+        "var/demo/study/var/reports/phq9-model/report.html",
+        "without privacy",
     ):
         assert expected in told
 

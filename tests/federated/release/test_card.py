@@ -101,7 +101,6 @@ def test_nothing_from_a_training_becomes_markup(document: dict[str, Any]) -> Non
     evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
     hostile = json.loads(encode_document(document))
     model, answer = hostile["models"][0], hostile["answers"][1]
-    model["query"] = model["ask"]["name"] = answer["query"] = answer["ask"]["of"] = evil
     answer["ask"]["subgroups"] = [{"column": evil}]
     answer["cautions"] = [evil, evil]
     model["audit"]["lower_bound"] = 9.0
