@@ -55,6 +55,10 @@ def get(
     )
     try:
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        connection.connect()
+        if connection.sock.getsockname() == connection.sock.getpeername():
+            # Nobody listens yet, and the system gave this end the very port that it asked for.
+            raise ConnectionRefusedError(f"{parts.netloc} is connected to itself.")
         connection.request(method, target, body=body, headers=dict(headers))
         answer = connection.getresponse()
         named = {name.lower(): value for name, value in answer.getheaders()}
