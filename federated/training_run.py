@@ -13,7 +13,7 @@ charged twice, whatever stops this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -50,7 +50,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What is kept between rounds. `asked` counts rounds dispatched, with sum or without.
 
     `cohort`: the nodes that paid. `reservation`: its round's name in the ledger, empty before the
-    first round. `people`: of each round that has a sum. `ended` early by the declared rule.
+    first round. `people` and `nodes`: of each round that has a sum. `recent`: the newest sums,
+    as many as the declared rule for an early end looks at. `ended`: by that rule.
     """
 
     study: str
@@ -62,6 +63,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     asked: int = 0
     people: tuple[int, ...] = ()
     nodes: tuple[int, ...] = ()
+    recent: tuple[bytes, ...] = ()
     ended: bool = False
 
     def over(self, query: TrainQuery) -> bool:
@@ -121,8 +123,8 @@ class TrainingPorts:
 class TrainedOutcome:
     """A finished training. `asked` rounds were dispatched, `summed` of them have a sum.
 
-    `people` and `nodes`: the fewest of any round. `epsilon` is what a person paid at the
-    question's δ; `audit` and `noise` what canaries found, if the training has any.
+    `people` and `nodes`: the fewest of any round. `cost`: of all rounds, paid with the first.
+    `audit` and `noise`: what canaries found, if the training has any.
     """
 
     query: str
@@ -136,11 +138,6 @@ class TrainedOutcome:
     cost: PrivacyCost
     audit: AuditResult | None
     noise: NoiseCheck | None
-
-    @property
-    def dropped(self) -> Mapping[str, str]:
-        """Nodes come back in later rounds: none is gone for the whole training."""
-        return {}
 
 
 def encode_kept(kept: Kept) -> bytes:
@@ -182,7 +179,6 @@ class _Now:
     state: TrainingState
     audit: Audit | None
     reservation: Reservation | None = None
-    totals: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 class Training:
@@ -315,16 +311,22 @@ class Training:
         now.state = state
         if now.audit is not None:
             now.audit = now.audit.after(heard.lanes, shift=lane_value(query.one_round))
-        now.totals.append(total[:size])
-        rule, deviation = query.stop, found.noise.scale
-        ended = rule is not None and rule.stops(now.totals, deviation=deviation)
+        recent = self._recent(now.kept, total[:size])
         self._keep(
             now,
             people=(*now.kept.people, found.people),
             nodes=(*now.kept.nodes, len(found.result.survivors)),
-            ended=ended,
+            recent=tuple(one.astype("<i8").tobytes() for one in recent),
+            ended=query.stop is not None and query.stop.stops(recent, deviation=found.noise.scale),
         )
         self._say(now, f"{len(found.result.survivors)} nodes, {found.people:,} people")
+
+    def _recent(self, kept: Kept, total: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The newest sums, the last one among them: those that the rule for an early end reads."""
+        if self._query.stop is None:
+            return []
+        before = [np.frombuffer(one, dtype="<i8").astype(np.int64) for one in kept.recent]
+        return [*before, total][-self._query.stop.patience :]
 
     def _keep(self, now: _Now, **changes: object) -> None:
         """Write down what is known now, changed so: durably, before anything follows from it."""

@@ -221,3 +221,15 @@ def test_what_else_a_study_asks_waits_for_a_training_that_is_not_over(tmp_path: 
         with pytest.raises(CohortError, match="all waits for the training mood"):
             asking.ask("all", numbers["all"])
         assert len(world.ledger.charges(world.signed.study.study_hash)) == 1
+
+
+def test_the_rule_for_an_early_end_remembers_its_sums_over_a_stop(tmp_path: Path) -> None:
+    # At this level any three sums are taken for noise.
+    rule = "rounds = 6\nstop = { patience = 3, level = 0.999999999999 }"
+    with training_world(tmp_path, {"rounds = 6": rule, "epsilon = 12.0": "epsilon = 0.5"}) as world:
+        # After the second sum.
+        stopping = Stopping(files=files(world, tmp_path), at=6, after=True)
+        with pytest.raises(Stopped):
+            train(world, tmp_path, checkpoints=stopping)
+        trained = train(world, tmp_path, run_id=RUN + 1)
+        assert (trained.asked, trained.summed) == (3, 3)
