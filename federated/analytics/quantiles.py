@@ -105,14 +105,7 @@ class Quantiles(BaseQuery):
         people: float,
         asked: Asked,
     ) -> Estimate:
-        value = inverse(curve, at)
-        edge = min(max(round(value * self.leaves) - 1, 0), self.leaves - 2)
-        noise: NoiseMoments = asked.noise.through(gradients[edge])
-        spread = Spread(
-            noise=noise, sampling=at * (1 - at) / people, sampling_noise=0.0, people=math.inf
-        )
-        reach = spread.critical(asked.level) * math.sqrt(spread.variance)
-        low, high = inverse(curve, at - reach), inverse(curve, at + reach)
+        value, low, high = inverted(at, curve, gradients, people, asked)
         return estimate(
             f"{at * 100:g} % quantile",
             self._in_units(value),
@@ -147,6 +140,28 @@ class Quantiles(BaseQuery):
         """The same number in every leaf."""
         levels = [self.branching**level for level in range(1, self.depth + 1)]
         return np.concatenate([np.full(size, people / size) for size in levels])
+
+
+def inverted(
+    at: float,
+    curve: NDArray[np.float64],
+    gradients: NDArray[np.float64],
+    people: float,
+    asked: Asked,
+) -> tuple[float, float, float]:
+    """A quantile and its interval's ends, as places from 0 to 1 on equal steps (Woodruff 1952).
+
+    `curve`: `monotone` shares of people up to each step's end, 0 before them. `gradients`: of each
+    share by the masses, shape (steps, masses).
+    """
+    steps, value = len(gradients), inverse(curve, at)
+    edge = min(max(round(value * steps) - 1, 0), steps - 2)
+    noise: NoiseMoments = asked.noise.through(gradients[edge])
+    spread = Spread(
+        noise=noise, sampling=at * (1 - at) / people, sampling_noise=0.0, people=math.inf
+    )
+    reach = spread.critical(asked.level) * math.sqrt(spread.variance)
+    return value, inverse(curve, at - reach), inverse(curve, at + reach)
 
 
 @lru_cache(maxsize=16)

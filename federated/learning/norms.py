@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated.analytics.base import Asked, BaseQuery, too_few
-from federated.analytics.intervals import Spread, estimate
+from federated.analytics.intervals import estimate
 from federated.analytics.layout import Block, Layout, one_hot
-from federated.analytics.quantiles import inverse, monotone
+from federated.analytics.quantiles import inverted, monotone
 from federated.errors import ManifestError
 from federated.learning.clipping import NormBins
 from federated.learning.examples import examples_of
@@ -84,31 +84,19 @@ class UpdateNorms(BaseQuery):
         shares = reached / people
         gradients = (np.tri(size) - shares[:, None]) / people
         curve = np.concatenate([[0.0], monotone(shares)])
-        return [self._quantile(at, curve, gradients, people, asked) for at in self.at]
-
-    def _quantile(
-        self,
-        at: float,
-        curve: NDArray[np.float64],
-        gradients: NDArray[np.float64],
-        people: float,
-        asked: Asked,
-    ) -> Estimate:
-        value = inverse(curve, at)
-        edge = min(max(round(value * len(gradients)) - 1, 0), len(gradients) - 2)
-        noise = asked.noise.through(gradients[edge])
-        spread = Spread(
-            noise=noise, sampling=at * (1 - at) / people, sampling_noise=0.0, people=math.inf
-        )
-        reach = spread.critical(asked.level) * math.sqrt(spread.variance)
-        low, high = inverse(curve, at - reach), inverse(curve, at + reach)
-        return estimate(
-            f"{at * 100:g} % of updates are no longer than",
-            self._length(value),
-            (self._length(low), self._length(high)),
-            level=asked.level,
-            unit="of the weights",
-        )
+        found = []
+        for at in self.at:
+            value, *ends = map(self._length, inverted(at, curve, gradients, people, asked))
+            found.append(
+                estimate(
+                    f"{at * 100:g} % of updates are no longer than",
+                    value,
+                    (ends[0], ends[1]),
+                    level=asked.level,
+                    unit="of the weights",
+                )
+            )
+        return found
 
     def _length(self, place: float) -> float:
         """Of a place from 0 to 1 on all bins; what is beyond the outer bins counts as their end."""
