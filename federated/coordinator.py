@@ -310,15 +310,7 @@ class Coordinator:
             found, failures = ask_all(
                 conduct, names, say=say, still=still, aside=lambda: _AWAY if exchange.away else ""
             )
-            done.append(
-                StudyOutcome(
-                    run_id=run_id,
-                    bundle=bundle,
-                    answers=[one for one in found if isinstance(one, RoundOutcome)],
-                    models=[one for one in found if isinstance(one, TrainedOutcome)],
-                    failures=failures,
-                )
-            )
+            done.append(_outcome(run_id, bundle, found, failures))
 
         link.execute(run_id, run)
         if not done:
@@ -397,6 +389,21 @@ class Coordinator:
             say=say,
         )
         return StudyRun(signed, ports, run_id=run_id, deadlines=self.deadlines, level=self.level)
+
+
+def _outcome(
+    run_id: int,
+    bundle: StudyBundle,
+    found: Sequence[RoundOutcome | TrainedOutcome],
+    failures: Mapping[str, str],
+) -> StudyOutcome:
+    return StudyOutcome(
+        run_id=run_id,
+        bundle=bundle,
+        answers=[one for one in found if isinstance(one, RoundOutcome)],
+        models=[one for one in found if isinstance(one, TrainedOutcome)],
+        failures=failures,
+    )
 
 
 def roster_for(study: Study, places: Places) -> RosterFile:

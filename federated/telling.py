@@ -209,13 +209,13 @@ def run_lines(outcome: StudyOutcome, document: Mapping[str, Any]) -> Iterator[st
     """What became of each question of a run, without numbers; what an audit found first."""
     for words in alarm_words(document):
         yield f"WARNING: {words}"
-    for answer in outcome.answers:
-        yield f"{answer.query}: answered, {answer.people:,} people at {answer.nodes} nodes"
     for model in outcome.models:
         yield (
             f"{model.query}: trained, {model.people:,} people at {model.nodes} nodes in "
             f"{model.summed} of {model.announced} rounds"
         )
+    for answer in outcome.answers:
+        yield f"{answer.query}: answered, {answer.people:,} people at {answer.nodes} nodes"
     for name, why in outcome.failures.items():
         yield f"{name}: no answer. {why}"
 
