@@ -184,10 +184,10 @@ class Budget:
 
     def left(self, person: Person) -> float:
         """ε that is left for a person."""
-        return max(0.0, self.cap().epsilon - self.spent(person))
+        return self.left_each([person])[person.number]
 
     def left_each(self, people: Sequence[Person]) -> Mapping[int, float]:
-        """The same for each of many people, by number, in one look at the ledger."""
+        """The same for each of many people, by number, in one look at the ledger; 0 if unbounded."""
         history, cap = self._history(), self.cap()
         found = {}
         for person in people:
