@@ -187,7 +187,7 @@ class Budget:
         return self.left_each([person])[person.number]
 
     def left_each(self, people: Sequence[Person]) -> Mapping[int, float]:
-        """The same for each of many people, by number, in one look at the ledger; 0 if unbounded."""
+        """The same for each of many people, by number, in one look; 0 where it is not bounded."""
         history, cap = self._history(), self.cap()
         found = {}
         for person in people:
