@@ -156,35 +156,44 @@ _LOGGING: Final[dict[str, Any]] = {
 
 def _load(target: str, ready: Path) -> Any:
     """Make the application, in a worker."""
-    _end_with_parent()
+    runs = threading.Event()
+    _end_with_parent(runs)
     module, _, name = target.partition(":")
-    return _Announced(getattr(importlib.import_module(module), name)(), ready)
+    return _Announced(getattr(importlib.import_module(module), name)(), ready, runs)
 
 
 class _Announced:
-    """An RSGI application that tells the parent when it has started."""
+    """An RSGI application that tells when it has started: a file for the parent, `runs` here."""
 
-    def __init__(self, app: Any, ready: Path) -> None:
+    def __init__(self, app: Any, ready: Path, runs: threading.Event) -> None:
         self.__rsgi__ = app.__rsgi__
         self.__rsgi_del__ = app.__rsgi_del__
         self._app = app
         self._ready = ready
+        self._runs = runs
 
     def __rsgi_init__(self, loop: Any) -> None:
         self._app.__rsgi_init__(loop)
+        loop.call_soon(self._runs.set)
         (self._ready / str(os.getpid())).touch()
 
 
-def _end_with_parent() -> None:
-    """Once the parent is gone, end as if told to; if that takes longer than it may, at once."""
+def _end_with_parent(runs: threading.Event) -> None:
+    """Once the parent is gone, end as if told to; if that takes longer than it may, at once.
+
+    `runs` is set when the loop runs for good.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch() -> None:
         parent.join()
+        end = time.monotonic() + GRACE_S
+        # uvloop loses a signal that comes before. A second one would cut off what is in progress.
+        runs.wait(GRACE_S)
         os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(GRACE_S)
+        threading.Event().wait(end - time.monotonic())
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import multiprocessing
 import os
 import socket
 import ssl
@@ -128,6 +129,7 @@ class SmallApp:
         await client.respond(_head(204), b"never to be seen")
 
     async def _slow(self, head: RequestHead, client: Client) -> None:
+        print("slow has begun", flush=True)  # noqa: T201 - tests read it
         await asyncio.sleep(1.5)
         await client.respond(_head(200), b"slow but whole")
 
@@ -207,11 +209,24 @@ class Reserialiser(SmallApp):
         await client.respond(clean_response(fetched.head), body)
 
 
+class StartedByTheDead(Ingress):
+    """Begins to serve two seconds after its parent was killed, between two runs of its loop."""
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__rsgi_init__(loop)
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        print("orphan to be", flush=True)  # noqa: T201 - the test reads it
+        parent.join()
+        time.sleep(2)
+
+
 def app() -> Ingress:
+    ingress = StartedByTheDead if os.environ.get("HAVENGATE_TEST_APP") == "orphan" else Ingress
     kind = Reserialiser if os.environ.get("HAVENGATE_TEST_APP") == "reserialise" else SmallApp
     port = int(os.environ["HAVENGATE_TEST_PORT"])
     idle_s = float(os.environ.get("HAVENGATE_TEST_IDLE_S", "60"))
-    return Ingress(kind(), LIMITS, port=port, idle_s=idle_s)
+    return ingress(kind(), LIMITS, port=port, idle_s=idle_s)
 
 
 # --- For tests ------------------------------------------------------------------------------------
@@ -287,8 +302,10 @@ def running(
     *,
     certificate: Certificate | None = None,
     workers: int = 1,
+    serving: bool = True,
     **environment: str,
 ) -> Iterator[Running]:
+    """Start one; `serving`: wait until it answers."""
     files = certificate or certify(directory)
     port = free_port()
     output = directory / "output.txt"
@@ -307,7 +324,8 @@ def running(
         )
     one = Running(process=process, port=port, output=output, certificate=files)
     try:
-        _wait_until_serving(one)
+        if serving:
+            _wait_until_serving(one)
         yield one
     finally:
         process.terminate()

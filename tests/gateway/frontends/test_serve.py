@@ -159,7 +159,7 @@ def test_exchanges_in_progress_end_before_it_stops_and_new_ones_are_refused(
         answers: list[bytes] = []
         thread = threading.Thread(target=lambda: answers.append(get(stopping, "/slow")))
         thread.start()
-        time.sleep(0.4)
+        assert eventually(lambda: "slow has begun" in stopping.said())
         stopping.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         with pytest.raises(OSError, match=r"refused|reset|EOF"):
@@ -175,6 +175,29 @@ def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
         assert len(left) == 2
         os.kill(killed.process.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(left, timeout=10)
+        for process in alive:
+            process.kill()
+        assert not alive
+
+
+def test_exchanges_in_progress_end_although_the_parent_was_killed(tmp_path: Path) -> None:
+    with running(tmp_path) as killed:
+        answers: list[bytes] = []
+        thread = threading.Thread(target=lambda: answers.append(get(killed, "/slow")))
+        thread.start()
+        assert eventually(lambda: "slow has begun" in killed.said())
+        os.kill(killed.process.pid, signal.SIGKILL)
+        thread.join()
+        assert answers[0].endswith(b"slow but whole")
+
+
+def test_a_worker_whose_parent_was_killed_before_it_could_serve_ends_too(tmp_path: Path) -> None:
+    with running(tmp_path, serving=False, HAVENGATE_TEST_APP="orphan") as killed:
+        # In its start, after its signals were set up and before its loop runs for good.
+        assert eventually(lambda: "orphan to be" in killed.said())
+        (left,) = workers(killed)
+        os.kill(killed.process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs([left], timeout=10)
         for process in alive:
             process.kill()
         assert not alive
