@@ -8,7 +8,7 @@ and then nothing would be left for them to go on with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from federated.learning.round_query import TrainQuery
 from federated.ledger import Reservation
 from federated.manifest import Study
 from federated.questions import declared_question
+from federated.rounds import first_rounds
 from federated.study_run import RoundOutcome, Say, StudyRun
 from federated.training_run import Checkpoints, TrainedOutcome, Training, TrainingPorts
 
@@ -30,6 +31,7 @@ class Conduct:
 
     study: Study
     run: StudyRun
+    roster: Collection[str]
     checkpoints: Checkpoints
     reservation: Callable[[str], Reservation | None]
     say: Say = lambda _: None
@@ -44,6 +46,7 @@ class Conduct:
         if isinstance(query, TrainQuery):
             ports = TrainingPorts(
                 run=self.run,
+                roster=self.roster,
                 checkpoints=self.checkpoints,
                 reservation=self.reservation,
                 say=self.say,
@@ -78,11 +81,7 @@ def numbers_of(study: Study) -> dict[str, int]:
 
     Numbers follow the study's order; the questions stand as they are asked, trainings first.
     """
-    found: dict[str, int] = {}
-    later: dict[str, int] = {}
-    number = 0
-    for one in study.queries:
-        query = declared_question(one.ask)
-        (found if isinstance(query, TrainQuery) else later)[one.name] = number
-        number += query.rounds
-    return {**found, **later}
+    asked = {one.name: declared_question(one.ask) for one in study.queries}
+    numbers = first_rounds(study, lambda one: asked[one.name].rounds)
+    # Sorting keeps the order of equals.
+    return dict(sorted(numbers.items(), key=lambda one: not isinstance(asked[one[0]], TrainQuery)))

@@ -302,6 +302,7 @@ class Coordinator:
             conduct = Conduct(
                 study=study,
                 run=self._run(exchange, signed, index, ledger, run_id, say),
+                roster=self.roster.keys(),
                 checkpoints=files,
                 reservation=ledger.reservation,
                 say=say,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,31 @@ class Contribution(Protocol):
         ...
 
 
+@runtime_checkable
+class Carried(Contribution, Protocol):
+    """A contribution of which a part is sent in later rounds too: a node keeps what was brought.
+
+    `encode` makes what a person newly brings in this round, `combined` the vector that is sent.
+    """
+
+    @property
+    def index(self) -> int:
+        """Which of the question's rounds it is, from 0."""
+        ...
+
+    def has_turn(self, *, study: str, tag: str) -> bool:
+        """Whether the person newly brings something in this round; as `asks`, never of data."""
+        ...
+
+    def combined(self, brought: Mapping[int, NDArray[np.int64]]) -> NDArray[np.int64]:
+        """What is sent, of what the person brought: round → what `encode` gave. Any may be lost."""
+        ...
+
+    def needed(self, brought: Mapping[int, NDArray[np.int64]]) -> Mapping[int, NDArray[np.int64]]:
+        """The part of it that later rounds send: what is to be kept, and nothing else."""
+        ...
+
+
 class Query(Protocol):
     """A question as it is declared: what it reads, how far a person moves it, what that costs.
 
@@ -166,11 +191,11 @@ class Query(Protocol):
         """Largest absolute value of any coordinate of one person's vector: sizes the modulus."""
         ...
 
-    def begin(self, given: bytes) -> Contribution:
+    def begin(self, given: bytes, *, index: int = 0) -> Contribution:
         """One round's contribution, from what comes with the round: weights, or nothing.
 
-        `given` is the coordinator's and not to be believed. Raises `ProtocolError` for what this
-        question never starts from.
+        `given` is the coordinator's and not to be believed. `index`: which of the question's rounds
+        it is, from 0. Raises `ProtocolError` for what this question never starts from.
         """
         ...
 

@@ -7,7 +7,7 @@ Pure. Before: `manifest` (the study). After: `study_run` (coordinator), `node.se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -82,6 +82,18 @@ class Roster:
 
     keys: Mapping[str, bytes] = field(repr=False)
     people: Mapping[str, int] = field(repr=False)
+
+
+def first_rounds(study: Study, rounds: Callable[[DeclaredQuery], int]) -> Mapping[str, int]:
+    """The number of each question's first round in a run, in the study's order.
+
+    `rounds`: how many a question takes. So a round's number says which question's it is, and which.
+    """
+    found, number = {}, 0
+    for one in study.queries:
+        found[one.name] = number
+        number += rounds(one)
+    return found
 
 
 def answer_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:

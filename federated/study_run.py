@@ -205,17 +205,18 @@ class StudyRun:
         *,
         given: bytes = b"",
         among: Iterable[str] | None = None,
+        charging: Iterable[str] | None = None,
         reserved: Reservation | None = None,
         reserving: Callable[[str, Sequence[str]], None] = lambda *_: None,
         dispatching: Callable[[Reservation], None] = lambda _: None,
     ) -> RoundSum:
         """One round of a question: its noisy sum, which nobody may see before it is spent.
 
-        Reserves the whole question's cost on who takes part, unless that is `reserved` already, as
-        for every round of a training but its first: then only nodes `among` those who paid are
-        asked. `reserving` is told under which name cost is about to be reserved, and on which
-        nodes, `dispatching` what is reserved, before the first node is asked: what they raise
-        charges or asks nobody. Raises as `ask`.
+        Reserves the whole question's cost on who takes part (on `charging` instead, where others
+        come later), unless that is `reserved` already, as for every round of a training but its
+        first: then only nodes `among` those who paid are asked. `reserving` is told under which
+        name cost is about to be reserved, and on which nodes, `dispatching` what is reserved,
+        before the first node is asked: what they raise charges or asks nobody. Raises as `ask`.
         """
         declared = self._study.query(name)
         query = self._ports.query(declared.ask)
@@ -237,8 +238,9 @@ class StudyRun:
         verify_request(request)
         reservation = reserved
         if reservation is None:
-            reserving(plan.round_id, tuple(request.taking_part))
-            reservation = self._reserve(plan, cost, request)
+            payers = tuple(request.taking_part if charging is None else charging)
+            reserving(plan.round_id, payers)
+            reservation = self._reserve(plan, cost, payers)
         dispatching(reservation)
         result, dropped = self._stages(plan, request, greetings)
         people = sum(request.taking_part[node] for node in result.survivors)
@@ -336,8 +338,8 @@ class StudyRun:
 
     # --- Reserve, then ask -----------------------------------------------------------------------
 
-    def _reserve(self, plan: RoundPlan, cost: PrivacyCost, request: ContactRequest) -> Reservation:
-        whom = [name for node in request.taking_part for name in self._ports.participants(node)]
+    def _reserve(self, plan: RoundPlan, cost: PrivacyCost, payers: Iterable[str]) -> Reservation:
+        whom = [name for node in payers for name in self._ports.participants(node)]
         return self._ports.ledger.reserve(
             study=self._study.study_hash, round_id=plan.round_id, participants=whom, cost=cost
         )

@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Protocol
 
 from federated.errors import CheckpointError
-from federated.learning.factorisation import full_cohort
 from federated.learning.round_query import TrainQuery
 from federated.learning.training_cost import epsilon_so_far
 from federated.manifest import DeclaredQuery, Study
@@ -84,7 +83,8 @@ def _so_far(declared: DeclaredQuery, query: TrainQuery, done: int) -> float:
     return epsilon_so_far(
         declared.noise,
         query.one_round,
-        participation=full_cohort(query.rounds),
+        participation=query.participation,
+        factors=query.factors,
         done=done,
         delta=declared.delta,
     )

@@ -4,16 +4,18 @@ Lives here: the order, what is kept between rounds, which rounds are lost, when 
 sum is `study_run`'s, the step from sum to weights `learning.strategies`, the file `training_files`.
 
 The whole training is one release, spread over rounds: its cost is reserved before the first is
-dispatched, on the nodes that take part in that, and only those are asked again. What is kept is
-written *before* anything is reserved, before a round is dispatched (that it was) and after its sum
-came (the new weights). A round that was dispatched and has no sum is lost and never asked again:
-its people were asked, and paid with the first. So nobody is asked more often than announced, or
-charged twice, whatever stops this process.
+dispatched, on the nodes that take part in that, and only those are asked again. Where people take
+turns nodes come and go: then it is reserved on the whole roster, and all of it is asked each time.
+
+What is kept is written *before* anything is reserved, before a round is dispatched (that it was)
+and after its sum came (the new weights). A round that was dispatched and has no sum is lost and
+never asked again: its people were asked, and paid with the first. So nobody is asked more often
+than announced, or charged twice, whatever stops this process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -23,8 +25,7 @@ from numpy.typing import NDArray
 
 from federated.aggregation.bits import SystemBits
 from federated.errors import CheckpointError, CohortError, ProtocolError
-from federated.learning.canaries import draw_canaries, lane_value
-from federated.learning.factorisation import full_cohort
+from federated.learning.canaries import draw_canaries, lane_shifts
 from federated.learning.models import initial, parameters
 from federated.learning.privacy_audit import (
     Audit,
@@ -33,7 +34,7 @@ from federated.learning.privacy_audit import (
     parse_audit,
 )
 from federated.learning.round_query import TrainQuery, TrainRound
-from federated.learning.strategies import TrainingState, parse_state, start
+from federated.learning.strategies import Correlated, TrainingState, parse_state, start
 from federated.learning.training_cost import epsilon_so_far
 from federated.ledger import Reservation
 from federated.manifest import DeclaredQuery, Study
@@ -93,6 +94,7 @@ class Summing(Protocol):
         *,
         given: bytes = b"",
         among: Iterable[str] | None = None,
+        charging: Iterable[str] | None = None,
         reserved: Reservation | None = None,
         reserving: Callable[[str, Sequence[str]], None] = lambda *_: None,
         dispatching: Callable[[Reservation], None] = lambda _: None,
@@ -109,10 +111,12 @@ class Summing(Protocol):
 class TrainingPorts:
     """What a training stands on. `reservation`: what is reserved under a round's name.
 
-    `still` raises if the study may not go on; it is looked at before each round.
+    `still` raises if the study may not go on; it is looked at before each round. `roster`: all
+    nodes that may ever take part.
     """
 
     run: Summing
+    roster: Collection[str]
     checkpoints: Checkpoints
     reservation: Callable[[str], Reservation | None]
     say: Say = lambda _: None
@@ -264,8 +268,12 @@ class Training:
     # --- One round -------------------------------------------------------------------------------
 
     def _round(self, now: _Now, number: int) -> None:
-        query = self._query
-        asked = query.at(now.state.weights, clip=now.state.clip)
+        query, server = self._query, self._query.server
+        if isinstance(server, Correlated):
+            # Rounds that were dispatched and have no sum keep their place among the others.
+            while now.state.done < now.kept.asked:
+                now.state = server.lost(now.state)
+        asked = query.at(now.state.weights, clip=now.state.clip, index=now.kept.asked)
 
         def reserving(name: str, nodes: Sequence[str]) -> None:
             """Whatever stops this process now, the next run knows what to look for."""
@@ -281,6 +289,7 @@ class Training:
             number,
             given=query.give(now.state.weights, clip=now.state.clip),
             among=now.kept.cohort or None,
+            charging=None if query.turns is None else self._ports.roster,
             reserved=now.reservation,
             reserving=reserving,
             dispatching=dispatching,
@@ -292,12 +301,12 @@ class Training:
         heard = asked.decode(total, noise=found.noise, people=found.people)
         size = parameters(query.spec)
         try:
-            state = query.strategy.step(
+            state = query.server.step(
                 now.state,
                 total[:size],
                 people=found.people,
-                # Who is held out counts among the people and brings nothing.
-                unit=asked.unit / (1 - query.spec.held_out),
+                # Who is held out, or has no turn, counts among the people and brings nothing new.
+                unit=asked.unit * query.participation.gap / (1 - query.spec.held_out),
             )
         except ValueError as error:
             raise CheckpointError(
@@ -310,7 +319,10 @@ class Training:
             state = replace(state, clip=query.adaptive.following(state.clip, unclipped))
         now.state = state
         if now.audit is not None:
-            now.audit = now.audit.after(heard.lanes, shift=lane_value(query.one_round))
+            shifts = lane_shifts(
+                query.one_round, participation=query.participation, factors=query.factors
+            )
+            now.audit = now.audit.after(heard.lanes, shift=shifts[now.kept.asked - 1])
         recent = self._recent(now.kept, total[:size])
         self._keep(
             now,
@@ -344,7 +356,8 @@ class Training:
         spent = epsilon_so_far(
             self._declared.noise,
             query.one_round,
-            participation=full_cohort(query.rounds),
+            participation=query.participation,
+            factors=query.factors,
             done=done,
             delta=self._declared.delta,
         )

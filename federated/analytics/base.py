@@ -111,7 +111,7 @@ class BaseQuery(ABC):
         """One answers it."""
         return 1
 
-    def begin(self, given: bytes) -> Contribution:
+    def begin(self, given: bytes, *, index: int = 0) -> Contribution:  # noqa: ARG002 - the protocol's
         """Itself: what people add depends on nothing that comes with the round."""
         if given:
             raise ProtocolError(f"{self.name} starts from nothing; {len(given)} bytes came.")

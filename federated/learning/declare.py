@@ -8,7 +8,8 @@
 
 `model` is logistic (the default), linear, mlp or gru. Bounds that are left out are the column's own
 in the daily table. An evaluation repeats what the training says of examples and model, so that each
-question stands for itself; `complete` fills that in where a draft only says `of`.
+question stands for itself; `complete` fills that in where a draft only says `of`. It also finds the
+`factors` of a training by `turns` where a draft says how many: `turns = { gap = 8, bands = 8 }`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ import numpy as np
 from federated.errors import ImportDataError, ManifestError
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery, Subgroup
+from federated.learning.factorisation import MAX_BANDS, optimised
 from federated.learning.models import parameters
 from federated.learning.norms import UpdateNorms
 from federated.learning.round_query import TrainQuery
 from federated.learning.spec import Feature, Label, PersonalHead, TrainSpec, Work
 from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
+from federated.learning.turns import Turns
 from federated.node.columns import column as column_of
 
 TRAIN: Final = "train"
@@ -42,7 +45,7 @@ _SPEC: Final = tuple(field.name for field in dataclasses.fields(TrainSpec) if fi
 _SHARED: Final = (
     "features", "label", "model", "hidden", "steps", "per", "most", "held_out", "personal",
 )  # fmt: skip
-_TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop")
+_TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop", "turns")
 _EVALUATE_KEYS: Final = ("name", "of", *_SHARED, "bins", "subgroups", "examples", "largest_error")
 #: What the length of an update depends on.
 _WORKED: Final = (*_SHARED[:-2], "personal", "work")
@@ -87,8 +90,10 @@ def declaration_of(query: TrainQuery | EvaluateQuery | UpdateNorms) -> dict[str,
 def complete(asks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A draft's declarations, with what each evaluation leaves to the training that it is `of`.
 
-    Raises `ManifestError` for an evaluation of no training of this study, or of another model.
+    And with the factors of trainings by turns. Raises `ManifestError` for an evaluation of no
+    training of this study, or of another model.
     """
+    asks = [_with_factors(ask) for ask in asks]
     trainings = {
         ask["name"]: ask for ask in asks if ask.get("kind") == TRAIN and _is_name(ask.get("name"))
     }
@@ -107,6 +112,29 @@ def complete(asks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         shared = {key: training[key] for key in _SHARED if key in training}
         completed.append({**shared, **ask})
     return completed
+
+
+def _with_factors(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A training's declaration in which `bands` of its `turns` has become the best `factors`.
+
+    They are found once, here, and declared: another machine might round them otherwise.
+    """
+    turns = ask.get("turns")
+    if ask.get("kind") != TRAIN or not isinstance(turns, Mapping) or "bands" not in turns:
+        return ask
+    given = dict(turns)
+    bands = given.pop("bands")
+    if "factors" in given or type(bands) is not int or not 1 <= bands <= MAX_BANDS:
+        raise ManifestError(f"`turns` has `factors`, or `bands` of 1 to {MAX_BANDS}, not both.")
+    # All else is checked as it would be with the simplest factors.
+    query = _training({**_without(ask, "kind"), "turns": {**given, "factors": [1]}})
+    momentum = query.strategy.momentum if isinstance(query.strategy, FedAvgM) else 0.0
+    found = optimised(min(bands, query.rounds), query.participation, momentum=momentum)
+    return {**ask, "turns": {**given, "factors": list(found.coefficients)}}
+
+
+def _without(ask: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in ask.items() if name != key}
 
 
 def verify_pairs(queries: Iterable[object]) -> None:
@@ -137,7 +165,7 @@ def _training(given: dict[str, Any]) -> TrainQuery:
     parts: dict[str, Any] = {}
     if "strategy" in given:
         parts["strategy"] = _strategy(given.pop("strategy"))
-    for key, kind in (("adaptive", AdaptiveClip), ("stop", LostInNoise)):
+    for key, kind in (("adaptive", AdaptiveClip), ("stop", LostInNoise), ("turns", Turns)):
         if key in given:
             parts[key] = _convert(given.pop(key), kind, f"{what}: `{key}`")
     if "canaries" in given:

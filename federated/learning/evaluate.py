@@ -143,7 +143,7 @@ class EvaluateQuery:
         """The question for weights that say nothing: as good as any to plan with."""
         return self.at(np.zeros(parameters(self.spec)))
 
-    def begin(self, given: bytes) -> EvaluateRound:
+    def begin(self, given: bytes, *, index: int = 0) -> EvaluateRound:  # noqa: ARG002 - the protocol's
         """As `model.Query`: `given` are the weights."""
         return self.at(given_numbers(given, parameters(self.spec)))
 

@@ -53,7 +53,7 @@ type Goal = Literal["max", "rms"]
 MAX_BANDS: Final = 1024
 MAX_GRAIN: Final = 1 << 16
 #: Combinations must stay exact in float64, where sums are decoded.
-_EXACT: Final = 1 << 53
+EXACT: Final = 1 << 53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +246,7 @@ def combine(past: Sequence[NDArray[np.int64]], factors: Factors) -> NDArray[np.i
     largest = sum(
         factor * max(int(one.max(initial=0)), -int(one.min(initial=0))) for factor, one in pairs
     )
-    if largest >= _EXACT:
+    if largest >= EXACT:
         raise ValueError("expected combinations below 2^53; make the updates' scale smaller")
     total = np.zeros(used[0].shape, dtype=np.int64)
     for factor, one in pairs:

@@ -7,10 +7,14 @@ until the integers themselves hold to the bound that the price is reckoned with.
 A round's vector: the update, then (where the clip adapts) one count of who was within it, then
 `canaries` places in which nobody has anything: what comes back there is the round's noise alone,
 and `privacy_audit` holds it against the claim.
+
+With `turns` a vector is a combination of a person's last updates (`CarriedRound`), each of them
+bounded so once, in the round that it was made in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,13 +26,21 @@ from federated.analytics.intervals import noise_moments
 from federated.errors import ManifestError, ProtocolError
 from federated.learning.clipping import AdaptiveClip, CountedUpdate, weight_for
 from federated.learning.examples import examples_of
-from federated.learning.factorisation import full_cohort
+from federated.learning.factorisation import (
+    EXACT,
+    IDENTITY,
+    Factors,
+    Participation,
+    combine,
+    full_cohort,
+)
 from federated.learning.local import update
 from federated.learning.models import parameters
 from federated.learning.spec import TrainSpec
 from federated.learning.split import is_held_out
-from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
+from federated.learning.strategies import Correlated, FedAvg, FedAvgM, LostInNoise, Strategy
 from federated.learning.training_cost import stacked
+from federated.learning.turns import Turns
 from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
 
 MIN_CANARIES: Final = 20
@@ -62,7 +74,8 @@ class TrainQuery:
 
     `strategy` makes the next weights of a round's sum; `adaptive` lets the clip follow a quantile
     (`spec.clip` is the first); `stop` ends early what goes on at random. All three are the
-    coordinator's post-processing, and signed with the rest.
+    coordinator's post-processing, and signed with the rest. `turns`: not everybody in every round,
+    but by turns, with noise that is correlated over rounds.
     """
 
     spec: TrainSpec
@@ -70,6 +83,7 @@ class TrainQuery:
     adaptive: AdaptiveClip | None = None
     canaries: int = 0
     stop: LostInNoise | None = None
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a training that cannot be asked."""
@@ -81,6 +95,25 @@ class TrainQuery:
             )
         if self.strategy.average_from > self.rounds:
             raise ManifestError(f"{self.name}: `average_from` is beyond the last round.")
+        if self.turns is not None:
+            self._check_turns(self.turns)
+
+    def _check_turns(self, turns: Turns) -> None:
+        if self.adaptive is not None or self.stop is not None:
+            raise ManifestError(
+                f"{self.name}: with `turns` the clip is fixed and no rule ends the training early: "
+                "both read sums whose noise is independent."
+            )
+        if turns.gap > self.rounds:
+            raise ManifestError(
+                f"{self.name}: a turn once in {turns.gap} rounds comes to some never in "
+                f"{self.rounds}."
+            )
+        if self.bound >= EXACT:
+            raise ManifestError(
+                f"{self.name}: combined updates would be too large to take apart exactly; make "
+                "`scale` or `factors` smaller."
+            )
 
     @property
     def name(self) -> str:
@@ -124,29 +157,57 @@ class TrainQuery:
         return self.rounding.sensitivity if counted is None else counted.sensitivity
 
     @property
+    def participation(self) -> Participation:
+        """How often one person's new updates may enter: in every round, or by turns."""
+        if self.turns is None:
+            return full_cohort(self.rounds)
+        return self.turns.participation(self.rounds)
+
+    @property
+    def factors(self) -> Factors:
+        """By how much an update counts in the round that it was made in, and in those after it."""
+        return IDENTITY if self.turns is None else self.turns.correlation
+
+    @property
+    def server(self) -> Strategy:
+        """What makes the next weights of a round's noisy sum, and the state between rounds."""
+        if self.turns is None:
+            return self.strategy
+        return Correlated(inner=self.strategy, factors=self.factors)
+
+    @property
     def sensitivity(self) -> Sensitivity:
         """Of all rounds' integers, one below the other."""
-        return stacked(self.one_round, participation=full_cohort(self.rounds))
+        return stacked(self.one_round, participation=self.participation, factors=self.factors)
 
     @property
     def bound(self) -> int:
-        """Largest absolute value of any coordinate of one person's vector."""
+        """Largest absolute value of any coordinate of one person's vector, in any round."""
         counted = self.counted
-        return self.rounding.bound if counted is None else counted.bound
+        update = self.rounding.bound if counted is None else counted.bound
+        return update * self.factors.row_bound(self.participation)
 
-    def at(self, weights: NDArray[np.float64], *, clip: float | None = None) -> TrainRound:
-        """The round that starts at these weights, with this clip where it adapts."""
+    def at(
+        self, weights: NDArray[np.float64], *, clip: float | None = None, index: int = 0
+    ) -> TrainRound:
+        """The round that starts at these weights, with this clip where it adapts.
+
+        `index`: which of all rounds it is, from 0; it matters where people take turns.
+        """
+        own = np.array(weights, dtype=np.float64)
+        if self.turns is not None:
+            return CarriedRound(query=self, weights=own, clip=self.spec.clip, index=index)
         return TrainRound(
             query=self,
-            weights=np.array(weights, dtype=np.float64),
+            weights=own,
             clip=self.spec.clip if clip is None or self.adaptive is None else clip,
         )
 
-    def begin(self, given: bytes) -> TrainRound:
+    def begin(self, given: bytes, *, index: int = 0) -> TrainRound:
         """As `model.Query`: `given` are the weights, behind the clip where that adapts."""
         numbers = given_numbers(given, parameters(self.spec) + (self.adaptive is not None))
         if self.adaptive is None:
-            return self.at(numbers)
+            return self.at(numbers, index=index)
         return self.at(numbers[1:], clip=float(numbers[0]))
 
     def give(self, weights: NDArray[np.float64], *, clip: float) -> bytes:
@@ -190,7 +251,7 @@ class TrainRound:
 
     @property
     def sensitivity(self) -> Sensitivity:
-        """Of this round's integers, rounding included."""
+        """Of what `encode` gives, rounding included."""
         return self.query.one_round
 
     @property
@@ -249,6 +310,37 @@ class TrainRound:
             unclipped=unclipped,
             lanes=total[self.dimension - self.query.canaries :],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedRound(TrainRound):
+    """A round in which some have their turn: a `model.Carried`.
+
+    `encode` makes the new update of those. What is sent is the combination of a person's updates of
+    this and of earlier turns: within `TrainQuery.sensitivity` over all rounds together, whoever
+    misses rounds or has lost what they brought (proof: `factorisation`).
+    """
+
+    index: int
+
+    def has_turn(self, *, study: str, tag: str) -> bool:
+        """As `model.Carried`."""
+        turns = self.query.turns
+        return turns is not None and turns.has_turn(study=study, tag=tag, index=self.index)
+
+    def combined(self, brought: Mapping[int, NDArray[np.int64]]) -> NDArray[np.int64]:
+        """As `model.Carried`: Σ factors[j]·(what was brought j rounds ago)."""
+        nothing = np.zeros(self.dimension, dtype=np.int64)
+        bands = self.query.factors.bands
+        past = [brought.get(self.index - lag, nothing) for lag in range(bands)]
+        return combine(past, self.query.factors)
+
+    def needed(self, brought: Mapping[int, NDArray[np.int64]]) -> Mapping[int, NDArray[np.int64]]:
+        """As `model.Carried`: what was brought in fewer than `bands` rounds before the next."""
+        following, bands = self.index + 1, self.query.factors.bands
+        if following >= self.query.rounds:
+            return {}
+        return {at: one for at, one in brought.items() if 0 < following - at < bands}
 
 
 def given_numbers(given: bytes, count: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from federated.learning.norms import UpdateNorms
 from federated.learning.round_query import TrainQuery
 from federated.learning.spec import Feature, Label, TrainSpec
 from federated.learning.strategies import FedAvg, FedAvgM
+from federated.learning.turns import Turns
 from federated.node.columns import COLUMNS
 
 _KINDS: Final = {
@@ -50,6 +51,8 @@ def training_lines(query: TrainQuery) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "clip", clip_words(query)
+    if query.turns is not None:
+        yield "turns", turns_words(query.turns)
     yield "strategy", strategy_words(query.strategy)
     yield "stop", stop_words(query)
     yield "held out", held_out_words(spec)
@@ -180,6 +183,16 @@ def strategy_words(strategy: FedAvg | FedAvgM) -> str:
     if strategy.average_from:
         return f"{text}; given out is the mean of the weights from round {strategy.average_from} on"
     return f"{text}; given out are the last weights"
+
+
+def turns_words(turns: Turns) -> str:
+    """Who brings something new in a round, and what becomes of it in later ones."""
+    factors = ", ".join(map(exact, turns.factors))
+    return (
+        f"each person newly brings something once in {turns.gap} rounds; it counts in "
+        f"{len(turns.factors)} rounds, its own the first, times {factors}. A device or site keeps "
+        "it so long, encrypted, and whoever is away on their turn waits for the next"
+    )
 
 
 def stop_words(query: TrainQuery) -> str:

@@ -206,7 +206,9 @@ class Budget:
         """Who may not pay, by number, and why: `repeat`, `rounds`, `study_budget` or `budget`.
 
         A round of a study that was seen here at all is a `repeat` for everybody, for those too who
-        came since: with another set of people its two answers would differ by them alone.
+        came since: with another set of people its two answers would differ by them alone. Of an
+        answer of several rounds each number is asked once in whatever run: the number says which of
+        its rounds it is, and a person brings to each what its price allows for once.
         `epsilon` at `delta` is what the study promised each person for all of it, `questions` how
         many it has, `answers` how often it may ask. Whoever is asked one question again, or oftener
         than there are questions, is asked knowing earlier answers: then costs are added up, as
@@ -300,9 +302,13 @@ class Budget:
     def _seen(self, contact: Contact) -> bool:
         """Whether anything was ever reserved here for this round of the study, on whomever."""
         found = self._database.one(
-            "SELECT 1 FROM spends WHERE study = ? AND run = ? AND round = ? LIMIT 1",
-            [_study_key(contact), contact.run, contact.round_number],
-        )
+            "SELECT 1 FROM spends "
+            "WHERE study = ? AND round = ? AND (run = ? OR (? AND query = ?)) LIMIT 1",
+            [
+                _study_key(contact), contact.round_number, contact.run, contact.rounds > 1,
+                contact.query,
+            ],
+        )  # fmt: skip
         return found is not None
 
     def _history(self) -> dict[str, tuple[tuple[str, str, str], ...]]:

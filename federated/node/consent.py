@@ -86,11 +86,15 @@ class Consents:
             )
 
     def revoke(self, person: Person, number: int | None = None, *, now: int) -> int:
-        """Revoke one consent of a person, or all; return how many that were."""
+        """Revoke one consent of a person, or all; return how many that were.
+
+        What the person brought to trainings that go on is let go of, whichever it was.
+        """
         which = "" if number is None else " AND id = ?"
         values = [now, person.number, *([] if number is None else [number])]
         with self._database.transaction():
             self._store.generations.advance()
+            self._store.forget_past(person)
             return self._database.run(
                 "UPDATE consents SET revoked_at = ? "  # noqa: S608 - the text is one of two
                 "WHERE person = ? AND revoked_at IS NULL" + which,

@@ -29,7 +29,7 @@ from keys import aead
 from keys.private_files import private_lock
 
 KEY_NAME: Final = "database"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
@@ -62,6 +62,14 @@ CREATE TABLE receipts (
 );
 CREATE INDEX receipts_person ON receipts (person);
 """
+_PAST: Final = """
+CREATE TABLE past (
+    person INTEGER NOT NULL, study TEXT NOT NULL, query TEXT NOT NULL, until INTEGER NOT NULL,
+    sealed BLOB NOT NULL, PRIMARY KEY (person, study, query)
+) WITHOUT ROWID
+"""
+#: What makes a store of the version before one of this version.
+_MIGRATIONS: Final = {2: _PAST}
 
 
 class Database:
@@ -97,7 +105,7 @@ class Database:
             raise
         database = cls(path, keeper)
         with database.transaction():
-            for statement in filter(str.strip, _SCHEMA.split(";\n")):
+            for statement in (*filter(str.strip, _SCHEMA.split(";\n")), _PAST):
                 database.run(statement)
             database.run(f"PRAGMA user_version = {_VERSION}")
         return database
@@ -108,11 +116,30 @@ class Database:
         if not path.is_file():
             raise StoreError(f"There is no store at {path}: make one with `havengate device init`.")
         database = cls(path, keeper)
-        version = database.one("PRAGMA user_version")
-        if version != (_VERSION,):
+        try:
+            database._migrate()
+        except BaseException:
             database.close()
-            raise StoreError(f"{path} is a store of another version: use the program it is from.")
+            raise
         return database
+
+    def _migrate(self) -> None:
+        """Bring an older store to this version. Raises `StoreError` for an unknown one."""
+        if self._version() == _VERSION:
+            return
+        with self.transaction():
+            # Another program may have done it meanwhile.
+            while (version := self._version()) != _VERSION:
+                if version not in _MIGRATIONS:
+                    raise StoreError(
+                        f"{self.path} is a store of another version: use the program it is from."
+                    )
+                self.run(_MIGRATIONS[version])
+                self.run(f"PRAGMA user_version = {version + 1}")
+
+    def _version(self) -> int:
+        found = self.one("PRAGMA user_version")
+        return int(found[0]) if found else 0
 
     def _connect(self) -> dbapi2.Connection:
         key = secret_key(self._keeper, KEY_NAME)

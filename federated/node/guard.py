@@ -201,6 +201,12 @@ class Guard:
         for person in people:
             yield person, self._store.rows(person, columns)
 
+    def willing(self, admission: Admission) -> frozenset[int]:
+        """Who of those let in has taken nothing back since, by number."""
+        people = [one for one in self._store.people() if one.number in admission.receipts]
+        gone = self._unwilling(people, admission.study, admission.query)
+        return frozenset(one.number for one in people) - gone.keys()
+
     def failed(self, admission: Admission, reason: str, *, now: int) -> None:
         """Tell those let in that the round came to nothing. What was reserved stays spent."""
         for person, receipt in admission.receipts.items():

@@ -8,8 +8,10 @@ call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -24,17 +26,19 @@ from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
 from federated.manifest import ConfigValue, DeclaredQuery, Study
-from federated.model import Contribution, PersonRows, Query, RandomBits
+from federated.model import Carried, Contribution, PersonRows, Query, RandomBits
 from federated.node import enrolment
 from federated.node.contact import ContactRequest
 from federated.node.guard import Admission, Guard
-from federated.node.store import Store
+from federated.node.past import Brought, Past, expire
+from federated.node.store import Person, Store
 from federated.rounds import (
     GREET,
     Ask,
     Greeting,
     Roster,
     encode,
+    first_rounds,
     parse,
     round_plan,
     sign_reply,
@@ -45,6 +49,8 @@ _LOG = structlog.get_logger("federated.node")
 _PATIENCE_S: Final = 900.0
 #: And so is one that began so long ago, however often it is asked: five stages of ten minutes.
 _LONGEST_ROUND_S: Final = 3000.0
+#: How often it is looked whether something is kept of studies whose time is over.
+_EXPIRY_S: Final = 3600.0
 
 
 class Facts(Protocol):
@@ -93,6 +99,7 @@ class NodeService:
     def __init__(self, ports: NodePorts) -> None:
         self._ports = ports
         self._round: _Round | None = None
+        self._expiring = -math.inf
 
     def respond(self, facts: Facts, stage: str, payload: bytes) -> bytes:
         """Answer one stage, signed. Raises `FederatedError`, and nobody hears why but the person.
@@ -117,10 +124,20 @@ class NodeService:
     def tidy(self) -> None:
         """Give up a round that is over by its time; tell its people so."""
         current, ticks = self._round, self._ports.ticks()
+        if ticks >= self._expiring:
+            self._expiring = ticks + _EXPIRY_S
+            self._expire()
         if current is None:
             return
         if ticks - current.at > _PATIENCE_S or ticks - current.began > _LONGEST_ROUND_S:
             self._give_up("It was not finished in time.")
+
+    def _expire(self) -> None:
+        try:
+            expire(self._ports.store, int(self._ports.now()))
+        except FederatedError as error:
+            # It is looked again; a store that cannot be written refuses what matters by itself.
+            _LOG.warning("federated.node.not_expired", **error.diagnostics())
 
     def _greet(self, facts: Facts, payload: bytes) -> bytes:
         """Say for how many people this node would answer what the greeting asks about."""
@@ -188,7 +205,8 @@ class NodeService:
         def prepare(request: ContactRequest, study: Study, declared: DeclaredQuery) -> None:
             _verify_run_id(request.run, facts)
             query = ports.query(declared.ask)
-            summand.asked, summand.study = query.begin(request.given), study.id
+            index = self._index(study, declared, request, query)
+            summand.asked, summand.study = query.begin(request.given, index=index), study.id
             plan = round_plan(
                 study,
                 declared,
@@ -209,6 +227,18 @@ class NodeService:
         return _Round(
             run_id=facts.run_id, admission=admission, client=clients[0], began=began, at=began
         )
+
+    def _index(
+        self, study: Study, declared: DeclaredQuery, request: ContactRequest, query: Query
+    ) -> int:
+        """Which of a question's rounds it is. Raises `ProtocolError` for one that it has not."""
+        if query.rounds == 1:
+            return 0
+        first = first_rounds(study, lambda one: self._ports.query(one.ask).rounds)
+        index = request.round_number - first[declared.name]
+        if not 0 <= index < query.rounds:
+            raise ProtocolError("The question has no round of that number.")
+        return index
 
     def _client(self, plan: RoundPlan, summand: _Summand) -> Client:
         ports = self._ports
@@ -245,16 +275,56 @@ class _Summand:
         if asked is None or admission is None:
             raise ProtocolError("The round has not begun.")
         total = np.zeros(asked.dimension, np.int64)
-        for person, rows in self.ports.guard.rows(admission, now=int(self.ports.now())):
-            # Made for who is not asked, too: else how long it takes would tell who is held out.
-            vector = self._bounded(asked, rows)
-            if asked.asks(study=self.study, tag=self.ports.store.tag(person)):
-                total += vector
+        people = self.ports.guard.rows(admission, now=int(self.ports.now()))
+        if isinstance(asked, Carried):
+            return self._carried(asked, admission, people, total)
+        for person, rows in people:
+            total += self._asked(asked, person, rows)
         return total
 
-    def _bounded(self, asked: Contribution, rows: PersonRows) -> NDArray[np.int64]:
+    def _asked(self, asked: Contribution, person: Person, rows: PersonRows) -> NDArray[np.int64]:
+        """What the person adds; zeros, after the same work, for who is not asked.
+
+        Else how long it takes would tell who is held out.
+        """
+        vector = self._bounded(asked, lambda: asked.encode(rows, self.ports.random))
+        mine = asked.asks(study=self.study, tag=self.ports.store.tag(person))
+        return vector if mine else np.zeros_like(vector)
+
+    def _carried(
+        self,
+        asked: Carried,
+        admission: Admission,
+        people: Iterable[tuple[Person, PersonRows]],
+        total: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """The same where something of earlier rounds is sent too, and something kept for later."""
+        store, study = self.ports.store, admission.study
+        past = Past(store=store, study=study.study_hash, query=admission.query.name)
+        later: dict[Person, Brought] = {}
+        for person, rows in people:
+            known = past.of(person, dimension=asked.dimension)
+            brought = dict(known)
+            if asked.has_turn(study=self.study, tag=store.tag(person)):
+                brought[asked.index] = self._asked(asked, person, rows)
+            total += self._bounded(asked, partial(asked.combined, brought))
+            needed = asked.needed(brought)
+            if needed.keys() != known.keys():
+                later[person] = needed
+        with store.database.transaction():
+            # Who took something back since lets go of all that was kept, and keeps nothing new.
+            still = self.ports.guard.willing(admission)
+            past.keep(
+                {who: one for who, one in later.items() if who.number in still},
+                until=study.valid_until,
+            )
+        return total
+
+    def _bounded(
+        self, asked: Contribution, make: Callable[[], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
         try:
-            vector = asked.encode(rows, self.ports.random)
+            vector = make()
             if vector.shape == (asked.dimension,) and vector.dtype == np.int64:
                 return vector.clip(-asked.bound, asked.bound)
             error = "shape"

@@ -154,6 +154,8 @@ class Store:
             self.database.run(
                 "UPDATE people SET state = ?, since = ? WHERE id = ?", [state, now, person.number]
             )
+            if state == "left":
+                self.forget_past(person)
 
     def withdraw(self, person: Person, study: str, *, now: int) -> None:
         """Take the person out of a study (its id) for good: later releases go without them."""
@@ -162,6 +164,12 @@ class Store:
             self.database.run(
                 "INSERT OR IGNORE INTO withdrawals VALUES (?, ?, ?)", [person.number, study, now]
             )
+            self.forget_past(person)
+
+    def forget_past(self, person: Person) -> None:
+        """Let go of what the person brought in earlier rounds of any training (`node.past`)."""
+        with self.database.transaction():
+            self.database.run("DELETE FROM past WHERE person = ?", [person.number])
 
     def withdrawn(self, study: str) -> frozenset[int]:
         """Numbers of the people who withdrew from a study (its id)."""
@@ -294,6 +302,26 @@ class Store:
             )
         return aead.seal(key, _associated(number), raw)
 
+    def seal(self, person: Person, raw: bytes, *context: str) -> bytes:
+        """Seal something about a person under their own key, bound to them and to `context`.
+
+        Raises `StoreError` if their key was destroyed.
+        """
+        return aead.seal(self._own_key(person), _associated(person.number, *context), raw)
+
+    def unseal(self, person: Person, sealed: bytes, *context: str) -> bytes:
+        """What `seal` sealed. Raises `StoreError` if it does not open, or their key is gone."""
+        try:
+            return aead.unseal(self._own_key(person), _associated(person.number, *context), sealed)
+        except UnsealError:
+            raise StoreError("Something about a person does not open with their key.") from None
+
+    def _own_key(self, person: Person) -> bytes:
+        key = self._chest.key(person.number)
+        if key is None:
+            raise StoreError("The person's key was destroyed: nothing about them can be read.")
+        return key
+
     def imports(self) -> tuple[ImportRecord, ...]:
         """What was imported, oldest first."""
         found = self.database.all(
@@ -335,7 +363,7 @@ class Store:
 
     def _forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            for table in ("rows", "consents", "withdrawals", "receipts"):
+            for table in ("rows", "past", "consents", "withdrawals", "receipts"):
                 self.database.run(f"DELETE FROM {table} WHERE person = ?", [number])  # noqa: S608
             self.database.run("DELETE FROM people WHERE id = ?", [number])
         # An older copy stays one, and can be erased all the same.
@@ -396,5 +424,5 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _associated(number: int) -> bytes:
-    return aead.encode_parts([_CONTEXT, str(number)])
+def _associated(number: int, *context: str) -> bytes:
+    return aead.encode_parts([_CONTEXT, str(number), *context])

@@ -82,7 +82,7 @@ def test_nobody_is_asked_oftener_than_announced_whatever_the_coordinator_forgets
         assert all(len(costs) == ROUNDS for costs in paid(world, "node-1"))
         store = world.nodes["node-1"].store
         last = Receipts(store).of(store.people()[0])[-1]
-        assert (last.outcome, last.told.rule) == ("refused", "rounds")
+        assert (last.outcome, last.told.rule) == ("refused", "repeat")
 
 
 class Stopped(BaseException):

@@ -76,13 +76,30 @@ def test_nobody_is_asked_oftener_than_there_are_rounds_under_whatever_run_and_nu
     store: Store, budget: Budget
 ) -> None:
     me = store.person("me")
-    for run, number in (("a", 0), ("b", 0), ("a", 7)):
+    for run, number in (("a", 0), ("b", 1), ("a", 7)):
         assert ask(budget, me, round_of(run, number)) == ""
-    for run, number in (("a", 1), ("b", 1), ("c", 0), ("c", 2**31 - 1)):
+    for run, number in (("a", 2), ("b", 2), ("c", 9), ("c", 2**31 - 1)):
         assert ask(budget, me, round_of(run, number)) == "rounds"
     # Nor when another node or version would count more of them.
-    assert ask(budget, me, round_of("d", rounds=2)) == "rounds"
+    assert ask(budget, me, round_of("d", 3, rounds=2)) == "rounds"
     assert paid(budget, me) == [1.0, None, None]
+
+
+def test_each_of_an_answers_rounds_is_answered_once_in_whatever_run(
+    store: Store, budget: Budget
+) -> None:
+    """Its number says what a person brings to it: twice would be dearer than what was paid."""
+    me = store.person("me")
+    assert ask(budget, me, round_of("a", 1)) == ""
+    fill(store, {"late": {"mood": [1.0]}})
+    for whom in (me, store.person("late")):
+        for run in ("a", "b"):
+            assert ask(budget, whom, round_of(run, 1)) == "repeat"
+    with pytest.raises(LedgerError, match="answered once"):
+        budget.reserve([me], round_of("b", 1), now=1)
+    # Another question's round of that number is another, and so is an amended study's.
+    assert ask(budget, me, round_of("b", 1, query="another")) == ""
+    assert ask(budget, me, replace(round_of("c", 1), study_hash="1" * 64)) == ""
 
 
 @pytest.mark.parametrize("change", [{"query": "another"}, {"study_hash": "1" * 64}, {"study": "b"}])
@@ -161,7 +178,9 @@ def test_who_is_erased_and_comes_back_comes_back_to_the_rounds_that_are_left(
     fill(store, {"me": {"mood": [5.0]}})
     me = store.person("me")
     assert budget.paid([me], round_of("b")) == {me.number}
-    assert [ask(budget, me, round_of("b", number)) for number in range(2)] == ["", "rounds"]
+    assert [ask(budget, me, round_of("b", number)) for number in range(4)] == [
+        "repeat", "repeat", "", "rounds",
+    ]  # fmt: skip
     assert paid(budget, me) == [1.0, None, None]
 
 
@@ -183,14 +202,16 @@ def test_rounds_at_once_are_counted_together_and_paid_once(
     me = store.person("me")
     verdicts: list[str] = []
 
-    def rival(run: str) -> None:
+    def rival(run: str, first: int) -> None:
         own = Store.open(store.database.path, keeper)
-        for number in range(2):
+        for number in (first, first + 1):
             with own.database.transaction():
                 verdicts.append(ask(Budget(own, adding), me, round_of(run, number)))
         own.close()
 
-    rivals = [threading.Thread(target=rival, args=(run,)) for run in ("a", "b", "c")]
+    rivals = [
+        threading.Thread(target=rival, args=(run, 2 * place)) for place, run in enumerate("abc")
+    ]
     for one in rivals:
         one.start()
     for one in rivals:
@@ -331,11 +352,12 @@ def test_who_paid_before_counts_in_a_cohort_that_is_as_large_as_ever(
 
 
 def test_the_guard_asks_nobody_oftener_than_announced(world: World, training: Study) -> None:
-    for number, run in ((1, "run-1"), (0, "run-2")):
+    for number, run in ((1, "run-1"), (2, "run-2")):
         world.admit(following(world, training, number, run=run), training)
-    with pytest.raises(RefusedError) as caught:
-        world.admit(following(world, training, run="run-3"), training)
-    assert caught.value.rule == "rounds"
+    for number, rule in ((0, "repeat"), (1, "repeat"), (3, "rounds")):
+        with pytest.raises(RefusedError) as caught:
+            world.admit(following(world, training, number, run="run-3"), training)
+        assert caught.value.rule == rule
     assert paid(world.budget, world.store.person("me")) == [0.5, None, None]
 
 
