@@ -15,7 +15,9 @@ from federated.aggregation.messages import Begin
 from federated.aggregation.messages import encode as encode_stage
 from federated.aggregation.server import RoundResult
 from federated.errors import CohortError, RefusedError
+from federated.learning.canaries import lane_shifts
 from federated.learning.models import initial
+from federated.learning.privacy_audit import parse_audit
 from federated.learning.round_query import CarriedRound, TrainQuery
 from federated.learning.strategies import FedAvg, parse_state, start
 from federated.ledger import Reservation
@@ -154,12 +156,19 @@ def test_a_training_by_turns_that_is_stopped_goes_on_in_its_place(
         lost = at > 2 and (at % 2 == 1) == after
         assert (trained.asked, trained.summed) == (ROUNDS, ROUNDS - lost)
         study = world.signed.study
+        query = query_of(study)
         data = _files(world, tmp_path).read("mood")
         assert data is not None
-        kept = parse_kept(data, study=study, query=query_of(study))
-        state = parse_state(kept.state, study=bytes.fromhex(study.study_hash))
-        # A lost round has its place among the others.
-        assert state.done == ROUNDS
+        kept, named = parse_kept(data, study=study, query=query), bytes.fromhex(study.study_hash)
+        # A lost round has its place among the others, and no canary in it.
+        assert parse_state(kept.state, study=named).done == ROUNDS
+        shifts = list(
+            lane_shifts(query.one_round, participation=query.participation, factors=query.factors)
+        )
+        if lost:
+            del shifts[(at - 3) // 2]
+        assert list(parse_audit(kept.audit, study=named).shifts) == shifts
+        assert len(set(shifts)) > 1
         for name in world.nodes:
             for costs in paid(world, name):
                 assert [one for one in costs if one is not None] == [trained.cost]

@@ -267,7 +267,7 @@ def test_turns_that_cannot_be_are_refused(turns: object) -> None:
 def test_what_reads_sums_of_independent_noise_does_not_go_with_turns() -> None:
     for other in ({"adaptive": AdaptiveClip(quantile=0.5)}, {"stop": LostInNoise()}):
         with pytest.raises(ManifestError, match="independent"):
-            TrainQuery(spec=SPEC, turns=TURNS, **other)  # type: ignore[arg-type]
+            TrainQuery(spec=SPEC, turns=TURNS, **other)
 
 
 def test_updates_too_large_to_take_apart_are_refused() -> None:
