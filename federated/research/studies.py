@@ -42,6 +42,8 @@ def declared(ask: str | Mapping[str, Any], *, of: TrainQuery | None = None) -> Q
     given = _read(ask) if isinstance(ask, str) else ask
     if of is not None and given.get("kind") == learning.EVALUATE:
         given = learning.complete([learning.declaration_of(of), {"of": of.name, **given}])[1]
+    elif given.get("kind") == learning.TRAIN:
+        (given,) = learning.complete([given])
     return question_from(given)
 
 

@@ -121,8 +121,9 @@ def try_out(
     In each repeat people are divided anew by the rule of `learning.split` (`spec.held_out`), and
     noise is drawn anew: the study's own plan, with the part that `colluding` of `nodes` add on top;
     the curator's with neither that nor the margin for closeness. Everybody takes part in every
-    round. `copies`: as how many each person counts, where the study will have more people than
-    there are public ones. The same `seed` gives the same figures. `query.stop` is not followed.
+    round, or has every turn. `copies`: as how many each person counts, where the study will have
+    more people than there are public ones. The same `seed` gives the same figures. `query.stop` is
+    not followed.
 
     Raises `ManifestError` for what is not simulated (a clip that adapts, a personal head, nobody
     held out or nobody to learn from), `AccountingError` for noise that cannot be had.
@@ -137,8 +138,7 @@ def try_out(
     ).noise  # fmt: skip
     louder = carried(noise, nodes / (nodes - colluding))
     target = Target(epsilon=epsilon, delta=delta)
-    course = Course(strategy=query.strategy, copies=copies)
-    devices = devices_of(spec, people)
+    devices, course = devices_of(spec, people), _course(query, copies)
     scores: dict[str, list[float]] = {}
     past: dict[str, list[float]] = {}
     for number in range(repeats):
@@ -236,7 +236,7 @@ def choose(
             rounds=[int(one) for one in rounds],
         ),
         target=Target(epsilon=epsilon, delta=delta),
-        course=Course(strategy=query.strategy, copies=copies),
+        course=_course(query, copies),
         seeds=[seed + b"/%d" % number for number in range(repeats)],
     )
     return Choices(asked=query, tried=found)
@@ -250,6 +250,11 @@ def _verify_simulated(query: TrainQuery) -> None:
         )
     if not query.spec.held_out > 0:
         raise ManifestError(f"{query.name}: nobody is held out, so nothing can be judged.")
+
+
+def _course(query: TrainQuery, copies: int) -> Course:
+    gap = None if query.turns is None else query.turns.gap
+    return Course(strategy=query.server, gap=gap, copies=copies)
 
 
 def _divided(query: TrainQuery, devices: Devices, *, study: str) -> Population:

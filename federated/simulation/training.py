@@ -56,21 +56,26 @@ class Course:
 
     `rounds`: the specification's if not given. `cohort`: at most so many devices in a round, taking
     turns, so that everybody has been asked once before anybody is asked again; all of them if not
-    given. `absent`: the share of those asked who stay away, drawn anew in each round. `copies`: as
-    how many devices each person stands. `exact`: sums of the integers that devices would send,
-    rounded at random, rather than of real numbers.
+    given. `gap`: the same, told as how many rounds there are from turn to turn. `absent`: the share
+    of those asked who stay away, drawn anew in each round. `copies`: as how many devices each
+    person stands. `exact`: sums of the integers that devices would send, rounded at random, rather
+    than of real numbers.
     """
 
     strategy: Strategy = field(default_factory=FedAvg)
     rounds: int | None = None
     cohort: int | None = None
+    gap: int | None = None
     absent: float = 0.0
     copies: int = 1
     exact: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a training that nobody takes part in."""
-        counts = (self.rounds or 1, 1 if self.cohort is None else self.cohort, self.copies)
+        if self.cohort is not None and self.gap is not None:
+            raise ManifestError("Turns are told by `cohort` or by `gap`, not by both.")
+        given = (one for one in (self.cohort, self.gap) if one is not None)
+        counts = (self.rounds or 1, *given, self.copies)
         if min(counts) < 1 or counts[0] > MAX_ROUNDS or not 0 <= self.absent < 1:
             raise ManifestError(
                 f"A training has 1 to {MAX_ROUNDS} rounds, a cohort and copies of 1 or more, and "
@@ -274,10 +279,14 @@ def _groups(train: _People, course: Course, seed: bytes) -> list[_People]:
     people = np.tile(train, course.copies)
     if not len(people):
         raise ManifestError("Nobody is left to train on; declare a smaller `held_out`.")
-    if course.cohort is None or course.cohort >= len(people):
+    turns = course.gap or 1
+    if course.cohort is not None:
+        turns = -(-len(people) // course.cohort)
+    if turns > len(people):
+        raise ManifestError(f"{len(people)} people to train on are too few for {turns} turns.")
+    if turns == 1:
         return [people]
-    shuffled = _generator(seed, b"turns").permutation(people)
-    return np.array_split(shuffled, -(-len(people) // course.cohort))
+    return np.array_split(_generator(seed, b"turns").permutation(people), turns)
 
 
 def _asked(

@@ -25,16 +25,19 @@ from federated.study_run import Deadlines
 from tests.federated.deployment.federation import Running, entries_of, running
 from tests.federated.studies import ORIGIN
 from tests.federated.test_end_to_end import approvals_of, person
+from tests.federated.test_training_by_turns import BY_TURNS, ROUNDS
 from tests.federated.trainings import people_of, study
 from tests.openbao import RunningServer
 
 FAULTY = "node-1"
 
 
-def approved(federation: Running, database: StudyDatabase) -> tuple[Approvals, Study]:
+def approved(
+    federation: Running, database: StudyDatabase, changes: Mapping[str, str]
+) -> tuple[Approvals, Study]:
     """A study that trains and judges, signed by everybody and in the log."""
     approvals, parties = approvals_of(federation, database), federation.parties
-    declared = study(federation.roster.hash)
+    declared = study(federation.roster.hash, changes)
     approvals.propose(declared, person("ruth", "researcher"))
     approvals.approve(
         declared.id, person("emil", "ethics-board"), capacity="ethics-board", signer=parties.board
@@ -49,13 +52,16 @@ def approved(federation: Running, database: StudyDatabase) -> tuple[Approvals, S
     return approvals, declared
 
 
+@pytest.mark.parametrize(
+    ("changes", "rounds"), [({}, 6), (BY_TURNS, ROUNDS)], ids=["everybody", "by turns"]
+)
 def test_a_model_from_the_proposal_to_a_release_that_anybody_can_check(
-    openbao: RunningServer, tmp_path: Path
+    openbao: RunningServer, tmp_path: Path, changes: Mapping[str, str], rounds: int
 ) -> None:
     with running(openbao, tmp_path, nodes=5, people=people_of) as federation:
         database = StudyDatabase(f"sqlite:///{tmp_path / 'studies.sqlite3'}")
         try:
-            approvals, declared = approved(federation, database)
+            approvals, declared = approved(federation, database, changes)
             ruth = person("ruth", "researcher")
             run = approvals.start_run(declared.id, ruth)
             signed = approvals.signed(declared.id)
@@ -78,7 +84,7 @@ def test_a_model_from_the_proposal_to_a_release_that_anybody_can_check(
             outcome = coordinator.run(signed, say=print)
             assert not outcome.failures
             (model,), (judged,) = outcome.models, outcome.answers
-            assert (model.asked, model.summed, model.nodes) == (6, 6, 4)
+            assert (model.asked, model.summed, model.nodes) == (rounds, rounds, 4)
             assert model.audit is not None
             assert model.audit.passed
             auc = next(one for one in judged.answer.estimates if one.name == "AUC")

@@ -51,6 +51,17 @@ def test_the_noise_is_that_of_the_study_that_would_be_planned() -> None:
     assert found.noise == planned.noise
 
 
+def test_a_training_by_turns_is_tried_out_with_its_turns_and_its_noise() -> None:
+    query = training(rounds=16, turns={"gap": 4, "bands": 8})
+    assert query.turns is not None
+    assert len(query.turns.factors) == 8
+    found = try_out(query, PEOPLE, epsilon=4.0, delta=DELTA, repeats=2)
+    assert found.mean(STUDY) > 0.8
+    everybody = try_out(training(rounds=16), PEOPLE, epsilon=4.0, delta=DELTA, repeats=1)
+    norm = query.factors.squared_sensitivity(query.participation) ** 0.5
+    assert found.noise.scale / everybody.noise.scale == pytest.approx(norm / 4, rel=1e-2)
+
+
 def test_noise_that_colluding_nodes_may_tell_comes_on_top_in_the_study_alone() -> None:
     calm, loud = (
         try_out(

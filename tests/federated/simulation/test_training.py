@@ -130,6 +130,17 @@ def test_a_cohort_takes_turns_and_the_price_knows_it() -> None:
     assert run.noise.scale < everybody.noise.scale
 
 
+def test_a_gap_is_a_cohort_told_otherwise() -> None:
+    found, seed = population(), b"gap"
+    assert len(found.train) % 4 == 0 or len(found.train) > 16
+    gap, cohort = (
+        simulate(found, Course(rounds=8, **turns), noise=None, seed=seed)  # type: ignore[arg-type]
+        for turns in ({"gap": 4}, {"cohort": -(-len(found.train) // 4)})
+    )
+    assert gap.participation == cohort.participation == Participation(rounds=8, most=2, gap=4)
+    assert np.array_equal(gap.weights, cohort.weights)
+
+
 def test_who_stays_away_is_drawn_in_each_round() -> None:
     found = population()
     watched = Watched(found)
@@ -214,7 +225,10 @@ def test_refuses_a_training_without_people_or_sense() -> None:
     empty = divided(SPEC, devices_of(SPEC, []))
     with pytest.raises(ManifestError, match="Nobody is left"):
         simulate(empty, Course(), noise=None, seed=SEED)
-    for bad in ({"rounds": 1001}, {"cohort": 0}, {"absent": 1.0}, {"copies": 0}):
+    for bad in (
+        {"rounds": 1001}, {"cohort": 0}, {"absent": 1.0}, {"copies": 0}, {"gap": 0},
+        {"gap": 2, "cohort": 9},
+    ):  # fmt: skip
         with pytest.raises(ManifestError):
             Course(**bad)
 
