@@ -31,7 +31,7 @@ Claim: its L2 norm is at most L·‖Σ_(j<m) C e_(j·gap)‖, whatever the round
 
 If gap ≥ bands the columns have no row in common and the square is Σ_j ‖C e_(j·gap)‖² ≤ m·Σc².
 The claim covers people who miss rounds, join late or never, and devices that lost their past and
-send the rest of nothing; it rests on `most` and `gap` alone, which `Participation.admits` checks.
+send the rest of nothing; it rests on `most` and `gap` alone, which `turns` keeps to.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Participation:
         return min(self.most, -(-self.rounds // self.gap))
 
     def admits(self, earlier: Sequence[int], now: int) -> bool:
-        """Whether a device that took part in the `earlier` rounds may bring an update in `now`.
+        """Whether who brought an update in each of the `earlier` rounds may bring one in `now`.
 
-        A device must know `earlier` for sure. One that cannot read it any more takes no part.
+        What the bound rests on. On devices it follows from the round's number (`turns`).
         """
         if not 0 <= now < self.rounds or len(earlier) >= self.times:
             return False
@@ -207,6 +207,15 @@ def error(
     independent mechanism is `IDENTITY`. With `momentum` running sums are those of the velocity.
     """
     return numeric_error(factors.scaled, participation, goal=goal, momentum=momentum)
+
+
+def running_noise(factors: Factors, rounds: int) -> float:
+    """Deviation of the sum of all decoded sums, per unit of the noise that each row carries.
+
+    ‖last row of A·C⁻¹‖/c[0]; without factors √rounds.
+    """
+    task = _Task(full_cohort(rounds), _workload(rounds, 0.0), "max")
+    return math.sqrt(task.squared_error(factors.scaled)) / factors.coefficients[0]
 
 
 def numeric_error(

@@ -12,6 +12,7 @@ import math
 from federated.accounting import calibrate, cost_of
 from federated.analytics.intervals import carried, noise_moments
 from federated.analytics.plan import ExpectedError, QueryPlan
+from federated.learning.factorisation import running_noise
 from federated.learning.models import parameters
 from federated.learning.round_query import TrainQuery
 
@@ -37,6 +38,11 @@ def plan_training(
     cost = cost_of(noise, query.sensitivity, delta=delta, closeness=closeness)
     deviation = noise_moments(carried(noise, weight), 1).deviation
     length = deviation * math.sqrt(parameters(query.spec)) / query.spec.scale / people
+    of = "a round's mean update"
+    if query.turns is not None:
+        # Of single rounds it says little: it cancels in their sum, which is where weights go.
+        length *= query.turns.gap * running_noise(query.factors, query.rounds)
+        of = "the sum of all rounds' mean updates, each over those whose turn it is"
     return QueryPlan(
         query=query.name,
         columns=query.columns,
@@ -46,8 +52,8 @@ def plan_training(
         level=level,
         expected=(
             ExpectedError(
-                name="length of the noise in a round's mean update, of whose people none is "
-                f"longer than {query.spec.clip:g}",
+                name=f"length of the noise in {of}, of whose people none is longer than "
+                f"{query.spec.clip:g}",
                 unit="of the weights",
                 half_width=length,
                 half_width_without_noise=0.0,

@@ -18,7 +18,13 @@ from federated.errors import ManifestError
 from federated.learning.canaries import lane_shifts
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.declare import complete, declaration_of, learning_from
-from federated.learning.factorisation import Factors, decode, error, square_root
+from federated.learning.factorisation import (
+    Factors,
+    decode,
+    error,
+    running_noise,
+    square_root,
+)
 from federated.learning.plan import plan_training
 from federated.learning.round_query import CarriedRound, TrainQuery, TrainRound
 from federated.learning.spec import Feature, Label, TrainSpec
@@ -91,6 +97,8 @@ def test_everybody_has_a_turn_once_in_a_gap_and_all_rounds_have_some() -> None:
         ]
         assert len(mine) == 8
         assert {after - before for before, after in pairwise(mine)} == {8}
+        rule = turns.participation(64)
+        assert all(rule.admits(mine[:place], now) for place, now in enumerate(mine))
         share[mine] += 1 / 2000
     # Binomial: five deviations around an eighth.
     assert np.abs(share - 1 / 8).max() < 5 * np.sqrt(1 / 8 * 7 / 8 / 2000)
@@ -289,6 +297,19 @@ def test_a_plan_costs_what_the_stacked_rows_do() -> None:
     everybody = plan_training(TrainQuery(spec=SPEC), epsilon=2.0, delta=1e-5, people=300)
     norm = np.sqrt(QUERY.factors.squared_sensitivity(QUERY.participation))
     assert plan.noise.scale / everybody.noise.scale == pytest.approx(norm / np.sqrt(12), rel=1e-3)
+
+
+def test_a_plan_says_how_loud_the_running_sum_will_be() -> None:
+    """As loud as noise that is really drawn and decoded, which noise of single rounds is not."""
+    (expected,) = plan_training(QUERY, epsilon=2.0, delta=1e-5, people=300).expected
+    noise = plan_training(QUERY, epsilon=2.0, delta=1e-5, people=300).noise
+    drawn = np.random.default_rng(5)
+    sums = []
+    for _ in range(400):
+        rows = np.rint(drawn.normal(0.0, noise.scale, (QUERY.rounds, 2)))
+        sums.append(decode(rows, QUERY.factors).sum(axis=0) / SPEC.scale / (300 / 4))
+    assert np.sqrt(np.mean(np.square(sums)) * 2) == pytest.approx(expected.half_width, rel=0.1)
+    assert running_noise(Factors(coefficients=(8,)), 9) == pytest.approx(3 / 8)
 
 
 def test_the_server_decodes_and_a_lost_round_keeps_its_place() -> None:
