@@ -202,6 +202,8 @@ _ALL: Final[tuple[Column, ...]] = (
            event=True, meaning="body mass index"),
     Column(name="arm", unit="{code}", low=0, high=9, whole=True, fold="last", event=True,
            lasting=True, meaning="arm of a trial: 0 control, 1 and up the interventions"),
+    Column(name="device_class", unit="{code}", low=0, high=1, whole=True, fold="last", lasting=True,
+           meaning="what measured on the day: 0 a phone alone, 1 a watch or band that is worn"),
     Column(name="age_years", unit="a", low=0, high=120, codes=("30525-0",), fold="last",
            lasting=True, meaning="age in years when recorded"),
     Column(name="age_band", unit="{code}", low=0, high=12, whole=True, fold="last", lasting=True,

@@ -7,11 +7,15 @@ its own, since a phone and a watch count the same steps. A record that comes twi
 overlapping sleep of one source is a union (`importers.nights`). An export holds everything, so of
 two the one that was made later counts.
 
+What kind of device measured on a day is what the export says of it (`model:Watch`), never a guess
+from a name: other makers' devices, and what was entered by hand, say nothing of it.
+
 Format: HealthKit's type identifiers; times as `2024-01-02 23:10:00 -0500`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +29,7 @@ from federated.node.importers.nights import Kind, Nights
 from federated.node.importers.reading import (
     BLOCK_BYTES,
     Found,
+    Moment,
     Options,
     Part,
     Progress,
@@ -56,6 +61,9 @@ _STATES: Final[Mapping[str, Kind]] = {
     "HKCategoryValueSleepAnalysisInBed": "in_bed",
     "HKCategoryValueSleepAnalysisAwake": "awake",
 }
+#: Of an HKDevice's description: its model → `device_class`.
+_MODEL: Final = re.compile(r"[,<] ?model:([^,>]+)[,>]").search
+_CLASSES: Final[Mapping[str, int]] = {"iPhone": 0, "Watch": 1}
 _MAX_DEPTH: Final = 64
 _OFFSET_AT: Final = 19
 
@@ -92,6 +100,7 @@ def _read(part: Part, options: Options, progress: Progress) -> Iterator[Found]:
     _parse(reader.parser, b"", part.name, last=True)
     yield from reader.taken()
     yield from reader.nights()
+    yield from reader.devices()
 
 
 def _parse(parser: expat.XMLParserType, block: bytes, name: str, *, last: bool) -> None:
@@ -112,6 +121,8 @@ class _Reader:
         self._person = options.person or OWNER
         self._collected: list[Found] = []
         self._nights = Nights()
+        #: Day → a moment of it, and the class of what measured on it.
+        self._devices: dict[int, tuple[Moment, int]] = {}
         self._seen = Seen()
         self._version = 0
         self._depth = 0
@@ -144,6 +155,14 @@ class _Reader:
                 )
             except ImportDataError as error:
                 yield bad(self._name, night.line, error)
+
+    def devices(self) -> Iterator[Found]:
+        """What the whole file says of devices, day by day."""
+        for when, device in self._devices.values():
+            yield reading(
+                COLUMNS["device_class"], device, "{code}", person=self._person, when=when,
+                source="apple-health", version=self._version,
+            )  # fmt: skip
 
     def _refuse(self, *_: Any) -> bool:
         raise ImportDataError(
@@ -181,6 +200,7 @@ class _Reader:
         what = (found.get("endDate"), found["unit"], found["value"])
         if self._seen.first(kind, made.source, found["startDate"], *what):
             self._collected.append(made)
+            self._measured(found, Moment(made.day, made.at))
 
     def _quantity(self, column: Column, found: Mapping[str, str]) -> Reading:
         return reading(
@@ -193,10 +213,20 @@ class _Reader:
             version=self._version,
         )
 
+    def _measured(self, found: Mapping[str, str], when: Moment) -> None:
+        model = _MODEL(found.get("device", ""))
+        device = None if model is None else _CLASSES.get(model[1])
+        if device is None:
+            return
+        known = self._devices.get(when.day)
+        if known is None or device > known[1]:
+            self._devices[when.day] = (when, device)
+
     def _sleep(self, found: Mapping[str, str]) -> None:
         # Stages of sleep are AsleepCore, AsleepREM and so on.
         state = next((s for name, s in _STATES.items() if found["value"].startswith(name)), None)
         if state is not None:
+            self._measured(found, moment(_time(found["endDate"]), self._options.time_zone))
             self._nights.add(
                 _source(found),
                 state,

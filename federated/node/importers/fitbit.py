@@ -7,6 +7,9 @@ named; nights and daily minutes come with the person's own clock.
 A night is known again by its `logId`, a day's minutes by the kind of file and the day: each counts
 once, in whichever and in however many files it comes. A minute counts once in one import; a day of
 which two imports have each a part is the longer part, so a folder is imported whole.
+
+Heart rates are measured by trackers that are worn, so a day with one says so in `device_class`;
+steps alone may be a phone's and say nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ _NAME = re.compile(
 ).fullmatch
 _SOURCE: Final = "fitbit"
 _MIN_CONFIDENCE: Final = 1
+_WORN: Final = 1
 
 
 class Fitbit:
@@ -60,6 +64,7 @@ class Fitbit:
     def read(self, path: Path, options: Options, progress: Progress) -> Iterator[Found]:
         """Yield readings, file by file; each file is read whole."""
         found, seen = False, Seen()
+        worn: dict[int, Moment] = {}
         for part in parts(path, lambda name: bool(_NAME(name))):
             kind = _NAME(part.name)
             if kind is None:
@@ -70,13 +75,19 @@ class Fitbit:
             for number, entry in enumerate(entries, start=1):
                 try:
                     if kind[1] not in _STREAMS or seen.first(kind[1], entry["dateTime"]):
-                        yield from _READERS[kind[1]](entry, options)
+                        for made in _READERS[kind[1]](entry, options):
+                            if kind[1] == "heart_rate":
+                                worn.setdefault(made.day, Moment(made.day, made.at))
+                            yield made
                 except (ImportDataError, KeyError, TypeError, AttributeError) as error:
                     known = error if isinstance(error, ImportDataError) else _MISSING
                     yield bad(part.name, number, known)
             progress(part.before + len(content), part.total)
         if not found:
             raise ImportDataError(f"There are no files of a Fitbit export in {path}.")
+        for when in worn.values():
+            record = record_of(_SOURCE, "device", when.day)
+            yield _made("device_class", _WORN, "{code}", when, options, record)
 
 
 _MISSING: Final = ImportDataError("The entry lacks a field, or it is of another kind.")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 import zipfile
 from datetime import date
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from federated.errors import ImportDataError
+from federated.learning.evaluate import Subgroup
 from federated.node.importers import apple
 from federated.node.importers.reading import Options
 from federated.node.importers.run import ImportReport, import_path, importer_for
@@ -85,6 +87,59 @@ def test_apple_health_is_read(tmp_path: Path, store: Store) -> None:
     sources = {holding.source for holding in store.holdings(store.person("me"))}
     assert sources == {"apple-health: Watch", "apple-health: Phone"}
     assert_imports_once(store, path)
+
+
+def described(record: str, model: str) -> str:
+    """A record with the description of a device that HealthKit writes."""
+    words = (
+        f"&lt;&lt;HKDevice: 0x2834a8f00&gt;, name:Anna's Watch, manufacturer:Apple Inc., "
+        f"model:{model}, hardware:Any1,1, software:7.3.1&gt;"
+    )
+    return record.replace("<Record ", f'<Record device="{words}" ')
+
+
+def test_apple_health_says_what_kind_of_device_measured_on_a_day(
+    tmp_path: Path, store: Store
+) -> None:
+    def steps(day: int, hour: int, model: str) -> str:
+        at = f"2024-01-{day:02} {hour:02}:00:00 -0500"
+        return described(
+            apple_record("HKQuantityTypeIdentifierStepCount", "5", "count", at, at, "x"), model
+        )
+
+    night = apple_record(
+        "HKCategoryTypeIdentifierSleepAnalysis", "HKCategoryValueSleepAnalysisAsleepCore", "",
+        "2024-01-07 23:00:00 -0500", "2024-01-08 06:00:00 -0500", "x",
+    )  # fmt: skip
+    entered = apple_record(
+        "HKQuantityTypeIdentifierStepCount", "5", "count", "2024-01-09 08:00:00 -0500",
+        "2024-01-09 08:00:00 -0500", "My Watch, model:Watch,",
+    )  # fmt: skip
+    records = [
+        steps(3, 8, "iPhone"),
+        *(steps(4, hour, model) for hour, model in ((8, "Watch"), (9, "iPhone"))),
+        *(steps(5, hour, model) for hour, model in ((8, "iPhone"), (9, "Watch"))),
+        # Others' models, and what was entered by hand, are no class of ours.
+        steps(6, 8, "Forerunner"), steps(6, 9, "Watchman"), entered,
+        described(night, "Watch"),
+    ]  # fmt: skip
+    path = write_apple(tmp_path, f"{APPLE_DTD}<HealthData>\n{''.join(records)}</HealthData>\n")
+    run(store, path)
+    me = store.person("me")
+    held = next(one for one in store.holdings(me) if one.column == "device_class")
+    assert (held.days, held.source) == (4, "apple-health")
+    rows = store.rows(me, frozenset({"device_class", "steps"}))
+    found = dict(zip(rows.days - DAY + 2, rows.values["device_class"], strict=True))
+    # It holds until another day says otherwise.
+    assert found == {3: 0, 4: 1, 5: 1, 6: 1, 9: 1}
+    group = Subgroup(column="device_class", edges=(-0.5, 0.5, 1.5))
+    assert group.group_of(rows) == 1
+    assert_imports_once(store, path)
+
+
+def test_a_device_without_a_description_is_of_no_class(tmp_path: Path, store: Store) -> None:
+    run(store, write_apple(tmp_path, APPLE))
+    assert all(one.column != "device_class" for one in store.holdings(store.person("me")))
 
 
 def test_apple_health_is_read_out_of_its_archive(tmp_path: Path, store: Store) -> None:
@@ -186,12 +241,12 @@ def test_fitbit_is_read_and_a_day_is_the_persons_own(tmp_path: Path, store: Stor
     assert (report.format, report.bad) == ("fitbit", 0)
     found = values(
         store, "me", "sleep_hours", "time_in_bed_hours", "sleep_efficiency", "steps", "heart_rate",
-        "resting_heart_rate", "active_minutes",
+        "resting_heart_rate", "active_minutes", "device_class",
     )  # fmt: skip
     assert found == pytest.approx(
         {
             "sleep_hours": 7.5, "time_in_bed_hours": 8.5, "sleep_efficiency": 93, "steps": 1200,
-            "heart_rate": 65, "resting_heart_rate": 58.5, "active_minutes": 35,
+            "heart_rate": 65, "resting_heart_rate": 58.5, "active_minutes": 35, "device_class": 1,
         }
     )  # fmt: skip
     rows = store.rows(store.person("me"), frozenset({"steps"}))
@@ -211,7 +266,18 @@ def test_fitbit_is_read_out_of_its_archive(tmp_path: Path, store: Store) -> None
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*.json")):
             archive.write(file, file.relative_to(folder))
-    assert run(store, path, time_zone=NEW_YORK).readings == 13
+    assert run(store, path, time_zone=NEW_YORK).readings == 14
+
+
+def test_steps_alone_may_be_a_phones(tmp_path: Path, store: Store) -> None:
+    folder = write_fitbit(tmp_path / "export")
+    for file in folder.rglob("heart_rate-*.json"):
+        # Without confidence the tracker was not worn.
+        file.write_text(re.sub('"confidence": [0-9]', '"confidence": 0', file.read_text()))
+    run(store, folder, time_zone=NEW_YORK)
+    columns = {one.column for one in store.holdings(store.person("me"))}
+    assert "steps" in columns
+    assert "device_class" not in columns
 
 
 def test_entries_of_another_kind_are_bad_rows(tmp_path: Path, store: Store) -> None:
