@@ -126,7 +126,8 @@ class Accountant:
         """An ε such that all releases together are (ε, `delta`)-DP per person, zero-out.
 
         Never below the truth: the smallest of several proven bounds (sum of pure ε, PLD of the
-        Laplace releases rounded up, zCDP of the Gaussian ones, splits of δ between both, RDP).
+        Laplace releases rounded up, zCDP of the Gaussian ones, splits of δ between both, RDP, and
+        what each costs by itself added up).
         Raises `AccountingError` where none can be given.
         """
         if self.adaptive:
@@ -144,7 +145,11 @@ def compose(costs: Sequence[PrivacyCost], *, delta: float) -> float:
         counted[cost.noise, cost.sensitivity] += 1
     if not counted:
         return 0.0
-    return _compose(frozenset(counted.items()), math.fsum(c.closeness for c in costs), delta)
+    found = _compose(frozenset(counted.items()), math.fsum(c.closeness for c in costs), delta)
+    # Sampling makes a release cheaper by itself than its noise and sensitivity say.
+    if math.fsum(cost.delta for cost in costs) <= delta:
+        found = min(found, math.fsum(cost.epsilon for cost in costs))
+    return found
 
 
 def compose_by_rdp(costs: Sequence[PrivacyCost], *, delta: float) -> float:

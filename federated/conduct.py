@@ -8,7 +8,7 @@ and then nothing would be left for them to go on with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,6 @@ class Conduct:
 
     study: Study
     run: StudyRun
-    roster: Collection[str]
     checkpoints: Checkpoints
     reservation: Callable[[str], Reservation | None]
     say: Say = lambda _: None
@@ -46,7 +45,6 @@ class Conduct:
         if isinstance(query, TrainQuery):
             ports = TrainingPorts(
                 run=self.run,
-                roster=self.roster,
                 checkpoints=self.checkpoints,
                 reservation=self.reservation,
                 say=self.say,

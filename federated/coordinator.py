@@ -106,6 +106,10 @@ class StudyLedger(Protocol):
         """As `Ledger.spend`."""
         ...
 
+    def affordable(self, participants: Sequence[str], cost: PrivacyCost) -> frozenset[str]:
+        """As `Ledger.affordable`."""
+        ...
+
     def charges(self, study: str) -> Sequence[Charge]:
         """As `Ledger.charges`."""
         ...
@@ -137,6 +141,10 @@ class WithinStudy:
     def spend(self, reservation: Reservation) -> None:
         """As `Ledger.spend`."""
         self.ledger.spend(reservation)
+
+    def affordable(self, participants: Sequence[str], cost: PrivacyCost) -> frozenset[str]:
+        """As `Ledger.affordable`."""
+        return self.ledger.affordable(participants, cost)
 
     def reservation(self, round_id: str) -> Reservation | None:
         """What is reserved under a round's name."""
@@ -302,7 +310,6 @@ class Coordinator:
             conduct = Conduct(
                 study=study,
                 run=self._run(exchange, signed, index, ledger, run_id, say),
-                roster=self.roster.keys(),
                 checkpoints=files,
                 reservation=ledger.reservation,
                 say=say,

@@ -14,6 +14,7 @@ and never removed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections import Counter, OrderedDict
@@ -172,6 +173,16 @@ class Ledger:
             raise
         self._written(begun, row)
         return reservation_of(row)
+
+    def affordable(self, participants: Sequence[str], cost: PrivacyCost) -> frozenset[str]:
+        """Who of them could be charged with it now: a look, which `reserve` does not rely on."""
+        whom, able = checked_participants(participants), set[str]()
+        with self._database.reading() as connection:
+            for history, names in self._histories(connection, whom).items():
+                with contextlib.suppress(AccountingError):
+                    epsilon = self._compose(added_to(history, encode_cost(cost)))
+                    able.update(name for name in names if epsilon <= self._cap_of(name))
+        return frozenset(able)
 
     def spend(self, reservation: Reservation) -> None:
         """Say that the round of this reservation released its answer. Once is enough.

@@ -143,7 +143,10 @@ class Carried(Contribution, Protocol):
         ...
 
     def has_turn(self, *, study: str, tag: str) -> bool:
-        """Whether the person newly brings something in this round; as `asks`, never of data."""
+        """Whether the person newly brings something in this round; as `asks`, never of data.
+
+        `tag` is another name than that of `asks`: it lives as long as the node's key in rosters.
+        """
         ...
 
     def combined(self, brought: Mapping[int, NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -152,6 +155,24 @@ class Carried(Contribution, Protocol):
 
     def needed(self, brought: Mapping[int, NDArray[np.int64]]) -> Mapping[int, NDArray[np.int64]]:
         """The part of it that later rounds send: what is to be kept, and nothing else."""
+        ...
+
+
+@runtime_checkable
+class Whole(Contribution, Protocol):
+    """A contribution that a node makes of all its people at once, and that carries its own noise.
+
+    Such a question is `noised_by_node`.
+    """
+
+    def whole(
+        self, rows: Sequence[PersonRows], *, people: int, noise: NoisePlan, random: RandomBits
+    ) -> NDArray[np.int64]:
+        """What the node brings, shape (dimension,), within `people` times `bound`.
+
+        `rows` are of those who are asked, `people` for how many the node speaks; `noise` is the
+        declared one. Private by itself, at the question's price.
+        """
         ...
 
 
@@ -189,6 +210,23 @@ class Query(Protocol):
     @property
     def bound(self) -> int:
         """Largest absolute value of any coordinate of one person's vector: sizes the modulus."""
+        ...
+
+    @property
+    def gap(self) -> int:
+        """In how many rounds a person newly brings something once; 1 where they do in each."""
+        ...
+
+    @property
+    def noised_by_node(self) -> bool:
+        """Whether what a node brings carries all its noise already, so that sums need none."""
+        ...
+
+    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
+        """What the answer costs a person, all its rounds. Raises `AccountingError`: no bound.
+
+        `noise`: the declared one. `closeness`: of what nodes add together to it.
+        """
         ...
 
     def begin(self, given: bytes, *, index: int = 0) -> Contribution:

@@ -16,7 +16,6 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from federated.accounting import cost_of
 from federated.aggregation.plan import RoundPlan
 from federated.errors import AccountingError, ManifestError, ProtocolError
 from federated.manifest import DeclaredQuery, Study
@@ -47,7 +46,8 @@ def round_plan(
     `given` is what the round starts from: whoever was given something else has another plan.
 
     Threshold, survivors, colluding nodes, modulus, noise and the smallest cohort are those that
-    were approved; `taking_part` are the nodes of this round, all from the study's roster.
+    were approved; `taking_part` are the nodes of this round, all from the study's roster. Where
+    people take turns the smallest cohort is of those whose turn it is, so `gap` times as many.
     """
     rules = study.aggregation
     plan = RoundPlan(
@@ -60,11 +60,11 @@ def round_plan(
         threshold=rules.threshold,
         minimum_survivors=rules.minimum_survivors,
         colluding=rules.colluding,
-        noise=declared.noise,
+        noise=None if query.noised_by_node else declared.noise,
         trust_model=study.trust_model,
         question=declared.name,
         people=taking_part.people,
-        minimum_people=study.minimum_cohort,
+        minimum_people=study.minimum_cohort * query.gap,
         given=sha256(given).hexdigest() if given else "",
     )
     if plan.schedule is not None and plan.schedule.log_ratio > CLOSENESS:
@@ -111,7 +111,7 @@ def answer_price(declared: DeclaredQuery, query: Query) -> PrivacyCost:
     closeness = 0.0
     if declared.noise.mechanism == "discrete_gaussian":
         closeness = CLOSENESS * query.dimension * query.rounds
-    return cost_of(declared.noise, query.sensitivity, delta=declared.delta, closeness=closeness)
+    return query.price(declared.noise, delta=declared.delta, closeness=closeness)
 
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -80,6 +80,10 @@ class RoundLedger(Protocol):
         """Say that the answer is given out."""
         ...
 
+    def affordable(self, participants: Sequence[str], cost: PrivacyCost) -> frozenset[str]:
+        """Who of them could be charged with it now."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
@@ -194,6 +198,14 @@ class StudyRun:
             dropped=found.dropped,
         )
 
+    def able(self, name: str) -> tuple[str, ...]:
+        """The nodes of the roster on which the whole of a question's cost can be reserved now."""
+        ports, declared = self._ports, self._study.query(name)
+        charged = {node: frozenset(ports.participants(node)) for node in ports.roster}
+        cost = answer_price(declared, ports.query(declared.ask))
+        can = ports.ledger.affordable(sorted(frozenset().union(*charged.values())), cost)
+        return tuple(node for node, names in charged.items() if names <= can)
+
     def spend(self, reservation: Reservation) -> None:
         """Say that what was reserved is given out. Before that nothing is."""
         self._ports.ledger.spend(reservation)
@@ -248,7 +260,7 @@ class StudyRun:
         return RoundSum(
             reservation=reservation,
             result=result,
-            noise=carried(declared.noise, result.noise_weight),
+            noise=carried(declared.noise, result.noise_weight or 1.0),
             people=people,
             dropped={**away, **dropped},
         )
@@ -280,6 +292,10 @@ class StudyRun:
             except ProtocolError as error:
                 away[node] = f"{GREET}: {error}"
                 _LOG.warning("federated.run.greeting_refused", node=node, **error.diagnostics())
+        small = int(getattr(ports.query(self._study.query(name).ask), "least_at_node", 1))
+        for node in [one for one, said in greetings.items() if said.people < small]:
+            away[node] = f"{GREET}: speaks for fewer than {small} people"
+            del greetings[node]
         least = self._study.aggregation.minimum_survivors
         if len(greetings) < least:
             raise CohortError(
@@ -315,6 +331,8 @@ class StudyRun:
     def _verify_cohort(self, people: int, query: Query) -> None:
         # A query may ask for more people than the study: with fewer it would say nothing.
         least = max(self._study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
+        # Of those who take turns one in `gap` brings something new.
+        least *= query.gap
         if people < least:
             raise CohortError(
                 f"{people} people take part; at least {least} must, so that nobody stands out. "

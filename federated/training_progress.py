@@ -13,7 +13,6 @@ from typing import Protocol
 
 from federated.errors import CheckpointError
 from federated.learning.round_query import TrainQuery
-from federated.learning.training_cost import epsilon_so_far
 from federated.manifest import DeclaredQuery, Study
 from federated.questions import declared_question
 from federated.training_run import parse_kept
@@ -80,11 +79,4 @@ def _progress(
 
 @lru_cache(maxsize=64)
 def _so_far(declared: DeclaredQuery, query: TrainQuery, done: int) -> float:
-    return epsilon_so_far(
-        declared.noise,
-        query.one_round,
-        participation=query.participation,
-        factors=query.factors,
-        done=done,
-        delta=declared.delta,
-    )
+    return query.epsilon_after(done, declared.noise, delta=declared.delta)

@@ -5,7 +5,8 @@ sum is `study_run`'s, the step from sum to weights `learning.strategies`, the fi
 
 The whole training is one release, spread over rounds: its cost is reserved before the first is
 dispatched, on the nodes that take part in that, and only those are asked again. Where people take
-turns nodes come and go: then it is reserved on the whole roster, and all of it is asked each time.
+turns nodes come and go: then it is reserved on all of the roster that can pay, and all those are
+asked each time.
 
 What is kept is written *before* anything is reserved, before a round is dispatched (that it was)
 and after its sum came (the new weights). A round that was dispatched and has no sum is lost and
@@ -15,7 +16,7 @@ than announced, or charged twice, whatever stops this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -35,7 +36,6 @@ from federated.learning.privacy_audit import (
 )
 from federated.learning.round_query import TrainQuery, TrainRound
 from federated.learning.strategies import Correlated, TrainingState, parse_state, start
-from federated.learning.training_cost import epsilon_so_far
 from federated.ledger import Reservation
 from federated.manifest import DeclaredQuery, Study
 from federated.model import PrivacyCost
@@ -102,6 +102,10 @@ class Summing(Protocol):
         """As `StudyRun.sum`."""
         ...
 
+    def able(self, name: str) -> tuple[str, ...]:
+        """As `StudyRun.able`."""
+        ...
+
     def spend(self, reservation: Reservation) -> None:
         """As `StudyRun.spend`."""
         ...
@@ -111,12 +115,10 @@ class Summing(Protocol):
 class TrainingPorts:
     """What a training stands on. `reservation`: what is reserved under a round's name.
 
-    `still` raises if the study may not go on; it is looked at before each round. `roster`: all
-    nodes that may ever take part.
+    `still` raises if the study may not go on; it is looked at before each round.
     """
 
     run: Summing
-    roster: Collection[str]
     checkpoints: Checkpoints
     reservation: Callable[[str], Reservation | None]
     say: Say = lambda _: None
@@ -273,6 +275,9 @@ class Training:
             # Rounds that were dispatched and have no sum keep their place among the others.
             while now.state.done < now.kept.asked:
                 now.state = server.lost(now.state)
+        payers = now.kept.cohort or None
+        if query.turns is not None and now.reservation is None:
+            payers = self._ports.run.able(query.name)
         asked = query.at(now.state.weights, clip=now.state.clip, index=now.kept.asked)
 
         def reserving(name: str, nodes: Sequence[str]) -> None:
@@ -288,8 +293,8 @@ class Training:
             query.name,
             number,
             given=query.give(now.state.weights, clip=now.state.clip),
-            among=now.kept.cohort or None,
-            charging=None if query.turns is None else self._ports.roster,
+            among=payers,
+            charging=None if query.turns is None else payers,
             reserved=now.reservation,
             reserving=reserving,
             dispatching=dispatching,
@@ -300,13 +305,15 @@ class Training:
         query, total = self._query, found.result.total
         heard = asked.decode(total, noise=found.noise, people=found.people)
         size = parameters(query.spec)
+        # A site has divided by those who are not held out already.
+        brought = 1.0 if query.noised_by_node else 1 - query.spec.held_out
         try:
             state = query.server.step(
                 now.state,
                 total[:size],
                 people=found.people,
                 # Who is held out, or has no turn, counts among the people and brings nothing new.
-                unit=asked.unit * query.participation.gap / (1 - query.spec.held_out),
+                unit=asked.unit * query.participation.gap / brought,
             )
         except ValueError as error:
             raise CheckpointError(
@@ -353,14 +360,7 @@ class Training:
 
     def _say(self, now: _Now, what: str) -> None:
         query, done = self._query, now.kept.asked
-        spent = epsilon_so_far(
-            self._declared.noise,
-            query.one_round,
-            participation=query.participation,
-            factors=query.factors,
-            done=done,
-            delta=self._declared.delta,
-        )
+        spent = query.epsilon_after(done, self._declared.noise, delta=self._declared.delta)
         self._ports.say(
             f"{query.name}: round {done} of {query.rounds}, {what}; ε = {spent:.2f} so far of "
             f"{self._declared.epsilon:.3g}, at δ = {self._declared.delta:.1g}"

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from federated.accounting import cost_of
 from federated.analytics.intervals import NoiseMoments, noise_moments
 from federated.analytics.layout import Layout
 from federated.errors import CohortError, ManifestError, ProtocolError
@@ -19,6 +20,7 @@ from federated.model import (
     Estimate,
     NoisePlan,
     PersonRows,
+    PrivacyCost,
     RandomBits,
     Sensitivity,
 )
@@ -110,6 +112,20 @@ class BaseQuery(ABC):
     def rounds(self) -> int:
         """One answers it."""
         return 1
+
+    @property
+    def gap(self) -> int:
+        """Everybody brings something."""
+        return 1
+
+    @property
+    def noised_by_node(self) -> bool:
+        """Sums carry what the nodes add together."""
+        return False
+
+    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
+        """One release of `sensitivity`."""
+        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
 
     def begin(self, given: bytes, *, index: int = 0) -> Contribution:  # noqa: ARG002 - the protocol's
         """Itself: what people add depends on nothing that comes with the round."""

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from federated.errors import ImportDataError, ManifestError
+from federated.learning.at_site import AtSite
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery, Subgroup
 from federated.learning.factorisation import MAX_BANDS, optimised
@@ -41,11 +42,16 @@ NORMS: Final = "norms"
 KINDS: Final = (TRAIN, EVALUATE, NORMS)
 _STRATEGIES: Final[Mapping[str, type[FedAvg | FedAvgM]]] = {"fedavg": FedAvg, "fedavgm": FedAvgM}
 _SPEC: Final = tuple(field.name for field in dataclasses.fields(TrainSpec) if field.name != "kind")
+_OWN_PARTS: Final = (
+    ("adaptive", AdaptiveClip), ("stop", LostInNoise), ("turns", Turns), ("at_site", AtSite),
+)  # fmt: skip
 #: What an evaluation repeats: examples and model, and who is held out.
 _SHARED: Final = (
     "features", "label", "model", "hidden", "steps", "per", "most", "held_out", "personal",
 )  # fmt: skip
-_TRAIN_KEYS: Final = (*_SPEC, "model", "strategy", "adaptive", "canaries", "stop", "turns")
+_TRAIN_KEYS: Final = (
+    *_SPEC, "model", "strategy", "adaptive", "canaries", "stop", "turns", "at_site",
+)  # fmt: skip
 _EVALUATE_KEYS: Final = ("name", "of", *_SHARED, "bins", "subgroups", "examples", "largest_error")
 #: What the length of an update depends on.
 _WORKED: Final = (*_SHARED[:-2], "personal", "work")
@@ -165,7 +171,7 @@ def _training(given: dict[str, Any]) -> TrainQuery:
     parts: dict[str, Any] = {}
     if "strategy" in given:
         parts["strategy"] = _strategy(given.pop("strategy"))
-    for key, kind in (("adaptive", AdaptiveClip), ("stop", LostInNoise), ("turns", Turns)):
+    for key, kind in _OWN_PARTS:
         if key in given:
             parts[key] = _convert(given.pop(key), kind, f"{what}: `{key}`")
     if "canaries" in given:

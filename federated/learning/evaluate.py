@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from federated.accounting import cost_of
 from federated.analytics.base import SMALLEST_COHORT, Asked, BaseQuery, too_few
 from federated.analytics.bernstein import Moments, basis
 from federated.analytics.counts import bin_of
@@ -34,7 +35,7 @@ from federated.learning.ranking import Ranking, knots
 from federated.learning.round_query import given_numbers
 from federated.learning.spec import MAX_EXAMPLES, Examples, TrainSpec
 from federated.learning.split import is_held_out
-from federated.model import Estimate, PersonRows, Sensitivity
+from federated.model import Estimate, NoisePlan, PersonRows, PrivacyCost, Sensitivity
 
 _MOST_BINS: Final = 128
 _MOST_SUBGROUPS: Final = 6
@@ -142,6 +143,20 @@ class EvaluateQuery:
     def unweighted(self) -> EvaluateRound:
         """The question for weights that say nothing: as good as any to plan with."""
         return self.at(np.zeros(parameters(self.spec)))
+
+    @property
+    def gap(self) -> int:
+        """Everybody brings something."""
+        return 1
+
+    @property
+    def noised_by_node(self) -> bool:
+        """Sums carry what the nodes add together."""
+        return False
+
+    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
+        """One release of `sensitivity`."""
+        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
 
     def begin(self, given: bytes, *, index: int = 0) -> EvaluateRound:  # noqa: ARG002 - the protocol's
         """As `model.Query`: `given` are the weights."""

@@ -61,7 +61,7 @@ class Participation:
     """How often one person's *new* updates may enter a training of `rounds` rounds.
 
     At most `most` times, in rounds whose numbers differ by `gap` or more. Public and fixed before
-    the first round; each device holds itself to it.
+    the first round; nodes hold to it (`turns`).
     """
 
     rounds: int

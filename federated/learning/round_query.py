@@ -14,16 +14,18 @@ bounded so once, in the round that it was made in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from federated.accounting import cost_of
 from federated.aggregation.encoding import Rounding
 from federated.analytics.intervals import noise_moments
 from federated.errors import ManifestError, ProtocolError
+from federated.learning.at_site import AtSite, verify_installed
 from federated.learning.clipping import AdaptiveClip, CountedUpdate, weight_for
 from federated.learning.examples import examples_of
 from federated.learning.factorisation import (
@@ -39,12 +41,14 @@ from federated.learning.models import parameters
 from federated.learning.spec import TrainSpec
 from federated.learning.split import is_held_out
 from federated.learning.strategies import Correlated, FedAvg, FedAvgM, LostInNoise, Strategy
-from federated.learning.training_cost import stacked
+from federated.learning.training_cost import epsilon_so_far, stacked
 from federated.learning.turns import Turns
-from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
+from federated.model import NoisePlan, PersonRows, PrivacyCost, RandomBits, Sensitivity
 
 MIN_CANARIES: Final = 20
 MAX_CANARIES: Final = 8192
+#: Numbers that a person's device keeps of earlier rounds: 256 KiB; a site keeps them of each.
+_MOST_CARRIED: Final = 32_768
 _PLAIN: Final = FedAvg()
 
 
@@ -75,7 +79,8 @@ class TrainQuery:
     `strategy` makes the next weights of a round's sum; `adaptive` lets the clip follow a quantile
     (`spec.clip` is the first); `stop` ends early what goes on at random. All three are the
     coordinator's post-processing, and signed with the rest. `turns`: not everybody in every round,
-    but by turns, with noise that is correlated over rounds.
+    but by turns, with noise that is correlated over rounds. `at_site`: each site trains by DP-SGD
+    and adds the noise itself.
     """
 
     spec: TrainSpec
@@ -84,6 +89,7 @@ class TrainQuery:
     canaries: int = 0
     stop: LostInNoise | None = None
     turns: Turns | None = None
+    at_site: AtSite | None = None
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for a training that cannot be asked."""
@@ -97,6 +103,19 @@ class TrainQuery:
             raise ManifestError(f"{self.name}: `average_from` is beyond the last round.")
         if self.turns is not None:
             self._check_turns(self.turns)
+        if self.at_site is not None:
+            self._check_at_site(self.at_site)
+
+    def _check_at_site(self, at_site: AtSite) -> None:
+        others = (self.adaptive, self.stop, self.turns, self.spec.personal, self.canaries or None)
+        if any(one is not None for one in others) or self.spec.work.epochs != 1:
+            raise ManifestError(
+                f"{self.name}: a training at sites has no `adaptive`, `stop`, `turns`, `personal` "
+                "and `canaries`, and one epoch: sums carry no noise of their own, and `steps` are "
+                "the site's."
+            )
+        # What cannot be done is refused by what would be.
+        at_site.training(self.spec, people=1)
 
     def _check_turns(self, turns: Turns) -> None:
         if self.adaptive is not None or self.stop is not None:
@@ -108,6 +127,13 @@ class TrainQuery:
             raise ManifestError(
                 f"{self.name}: a turn once in {turns.gap} rounds comes to some never in "
                 f"{self.rounds}."
+            )
+        if len(turns.factors) > self.rounds:
+            raise ManifestError(f"{self.name}: there are more `factors` than rounds.")
+        if -(-len(turns.factors) // turns.gap) * self.dimension > _MOST_CARRIED:
+            raise ManifestError(
+                f"{self.name}: devices would have to keep more than {_MOST_CARRIED:,} numbers; "
+                "take a smaller model, fewer `factors` or a larger `gap`."
             )
         if self.bound >= EXACT:
             raise ManifestError(
@@ -151,8 +177,47 @@ class TrainQuery:
         return parameters(self.spec) + (self.adaptive is not None) + self.canaries
 
     @property
+    def gap(self) -> int:
+        """In how many rounds a person brings something new once."""
+        return self.participation.gap
+
+    @property
+    def noised_by_node(self) -> bool:
+        """Whether sites add the noise."""
+        return self.at_site is not None
+
+    @property
+    def least_at_node(self) -> int:
+        """Of how many people a node must speak to take part."""
+        return 1 if self.at_site is None else self.at_site.least
+
+    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
+        """One release of all rounds' vectors; at sites, of all their steps."""
+        if self.at_site is not None:
+            return self.at_site.price(self.spec, noise, rounds=self.rounds, delta=delta)
+        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
+
+    def epsilon_after(self, done: int, noise: NoisePlan, *, delta: float) -> float:
+        """ε at δ of what the first `done` rounds have said: for progress."""
+        if done and self.at_site is not None:
+            return self.at_site.price(self.spec, noise, rounds=done, delta=delta).epsilon
+        return epsilon_so_far(
+            noise,
+            self.one_round,
+            participation=self.participation,
+            factors=self.factors,
+            done=done,
+            delta=delta,
+        )
+
+    @property
     def one_round(self) -> Sensitivity:
         """Of one round's integers, rounding included; the same in every round."""
+        if self.at_site is not None:
+            return stacked(
+                self.at_site.step_sensitivity(self.spec),
+                participation=full_cohort(self.at_site.steps),
+            )
         counted = self.counted
         return self.rounding.sensitivity if counted is None else counted.sensitivity
 
@@ -183,6 +248,8 @@ class TrainQuery:
     @property
     def bound(self) -> int:
         """Largest absolute value of any coordinate of one person's vector, in any round."""
+        if self.at_site is not None:
+            return self.at_site.bound(self.spec)
         counted = self.counted
         update = self.rounding.bound if counted is None else counted.bound
         return update * self.factors.row_bound(self.participation)
@@ -197,6 +264,8 @@ class TrainQuery:
         own = np.array(weights, dtype=np.float64)
         if self.turns is not None:
             return CarriedRound(query=self, weights=own, clip=self.spec.clip, index=index)
+        if self.at_site is not None:
+            return SiteRound(query=self, weights=own, clip=self.spec.clip)
         return TrainRound(
             query=self,
             weights=own,
@@ -204,7 +273,12 @@ class TrainQuery:
         )
 
     def begin(self, given: bytes, *, index: int = 0) -> TrainRound:
-        """As `model.Query`: `given` are the weights, behind the clip where that adapts."""
+        """As `model.Query`: `given` are the weights, behind the clip where that adapts.
+
+        Raises `ManifestError` besides, where sites train and this node has no Opacus.
+        """
+        if self.at_site is not None:
+            verify_installed()
         numbers = given_numbers(given, parameters(self.spec) + (self.adaptive is not None))
         if self.adaptive is None:
             return self.at(numbers, index=index)
@@ -341,6 +415,26 @@ class CarriedRound(TrainRound):
         if following >= self.query.rounds:
             return {}
         return {at: one for at, one in brought.items() if 0 < following - at < bands}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRound(TrainRound):
+    """A round in which each site trains by itself: a `model.Whole`."""
+
+    def whole(
+        self, rows: Sequence[PersonRows], *, people: int, noise: NoisePlan, random: RandomBits
+    ) -> NDArray[np.int64]:
+        """As `model.Whole`: the site's change of the weights, times its people."""
+        at_site = self.query.at_site
+        if at_site is None:
+            raise ValueError("expected a training at sites")
+        return at_site.change(
+            self.spec, self.weights, rows, people=people, noise=noise, random=random
+        )
+
+    def encode(self, rows: PersonRows, random: RandomBits) -> NDArray[np.int64]:  # noqa: ARG002
+        """Nothing: no person brings anything by themselves."""
+        return np.zeros(self.dimension, dtype=np.int64)
 
 
 def given_numbers(given: bytes, count: int) -> NDArray[np.float64]:

@@ -46,7 +46,7 @@ _FINENESS: Final = 2.0**24
 #: margin: measured is below 2^-30 for all weights that are admitted.
 _FLOATS: Final = 2.0**-16
 #: Where a weight is larger, training stops. It keeps every sum and product a finite number.
-_LARGEST_WEIGHT: Final = 1024.0
+LARGEST_WEIGHT: Final = 1024.0
 _MOST_STEPS: Final = 100_000
 _SEED: Final = b"site"
 
@@ -251,8 +251,8 @@ def _start(spec: TrainSpec, start: _Floats | None) -> _Floats:
 
 def _check_weights(spec: TrainSpec, weights: _Floats) -> None:
     """Of noisy weights only, so that stopping says nothing that they do not."""
-    if not (np.abs(weights) <= _LARGEST_WEIGHT).all():
+    if not (np.abs(weights) <= LARGEST_WEIGHT).all():
         raise ManifestError(
-            f"{spec.name}: the weights run away, beyond {_LARGEST_WEIGHT:g}. Nothing was released. "
+            f"{spec.name}: the weights run away, beyond {LARGEST_WEIGHT:g}. Nothing was released. "
             "Take a smaller `step_size`, more people in a step, or less noise."
         )

@@ -4,11 +4,12 @@ Lives here: what is declared of it, and whose turn a round is. It is matrix-fact
 (`factorisation`): a person's update counts in the round of their turn and, falling, in those after
 it, so that the noise of successive rounds cancels in their running sum.
 
-A turn comes once in `gap` rounds, in the same place of each `gap`: that is an HMAC of the person's
-tag, keyed by the study's id, as for who is held out (`split`). So a device need not remember in
-which rounds it brought something: a node answers a round's number once, in whatever run
-(`node.budget`), and the number and the tag alone say whether a new update is due. Whoever is away
-on their turn has the next one; nothing is made up for.
+A turn comes once in `gap` rounds, in the same place of each `gap`: that is an HMAC of a name which
+the node alone knows and which lives as long as the node's key in the roster, keyed by the study's
+id. So a device need not remember in which rounds it brought something, not even over an erased
+store: a node answers a round's number once, in whatever run (`node.budget`), and the number and the
+name alone say whether a new update is due. Whoever is away on their turn has the next one; nothing
+is made up for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Turns:
     def has_turn(self, *, study: str, tag: str, index: int) -> bool:
         """Whether the person brings a new update in this round of the question, counted from 0.
 
-        `study` is the study's id. Depends on nothing else, so never on data.
+        `study` is the study's id, `tag` names the person. It depends on nothing else.
         """
         key = sha256(_DOMAIN + study.encode()).digest()
         drawn = hmac.digest(key, tag.encode(), "sha256")[:_DRAWN_BYTES]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from federated.learning.at_site import AtSite
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.evaluate import EvaluateQuery
 from federated.learning.models import parameters
@@ -43,13 +44,16 @@ def training_lines(query: TrainQuery) -> Iterator[tuple[str, str]]:
     yield from _example_lines(spec)
     yield "rounds", f"{spec.rounds} at most; a person pays once for all of them"
     work = spec.work
-    yield (
-        "on device",
-        (
-            f"{work.epochs} steps of gradient descent a round, rate {exact(work.rate)}, "
-            f"weight decay {exact(work.l2)}, over the newest {spec.most} examples of a person"
-        ),
-    )
+    if query.at_site is None:
+        yield (
+            "on device",
+            (
+                f"{work.epochs} steps of gradient descent a round, rate {exact(work.rate)}, "
+                f"weight decay {exact(work.l2)}, over the newest {spec.most} examples of a person"
+            ),
+        )
+    else:
+        yield "at sites", site_words(spec, query.at_site)
     yield "clip", clip_words(query)
     if query.turns is not None:
         yield "turns", turns_words(query.turns)
@@ -159,6 +163,8 @@ def clip_words(query: TrainQuery) -> str:
     """How far one person can move a round's sum."""
     spec, adaptive = query.spec, query.adaptive
     whole = f"integers {exact(spec.scale)} times as large are summed"
+    if query.at_site is not None:
+        return f"one person's gradient counts with a length of {exact(spec.clip)} at most in a step"
     if adaptive is None:
         return f"one person's change counts with a length of {exact(spec.clip)} at most; {whole}"
     return (
@@ -183,6 +189,18 @@ def strategy_words(strategy: FedAvg | FedAvgM) -> str:
     if strategy.average_from:
         return f"{text}; given out is the mean of the weights from round {strategy.average_from} on"
     return f"{text}; given out are the last weights"
+
+
+def site_words(spec: TrainSpec, at_site: AtSite) -> str:
+    """What each site does in a round, and who has to be trusted with what."""
+    return (
+        f"each site trains on its own people: {at_site.steps} steps of DP-SGD a round, each person "
+        f"in a step by chance ({exact(at_site.rate)}), steps of {exact(spec.work.rate)}, weight "
+        f"decay {exact(spec.work.l2)}, over the newest {spec.most} examples of a person. The site "
+        "sees its people's rows, as it does anyway, and adds the noise itself; the changes of the "
+        f"weights are averaged over people and summed in integers {exact(spec.scale)} times as "
+        f"large. Nodes that speak for fewer than {at_site.least} people take no part"
+    )
 
 
 def turns_words(turns: Turns) -> str:

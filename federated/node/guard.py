@@ -99,6 +99,8 @@ class Admission:
     receipts: Mapping[int, int] = field(repr=False)
     #: Who paid in an earlier round of the same answer, by number.
     before: frozenset[int] = field(default=frozenset(), repr=False)
+    #: How often each one's past had been let go of when reading began (`Store.forgets`).
+    forgets: list[Mapping[int, int]] = field(default_factory=list, repr=False, compare=False)
     #: The one right to read; taken by the first reader.
     ticket: list[None] = field(default_factory=lambda: [None], repr=False, compare=False)
 
@@ -195,6 +197,7 @@ class Guard:
                 raise RefusedError("The rows of an answer are read once.", rule="repeat")
             admission.ticket.pop()
             people = self._still(admission, now)
+            admission.forgets.append(self._store.forgets())
         if isinstance(people, RefusedError):
             raise people
         columns = frozenset(admission.query.columns)
@@ -202,10 +205,18 @@ class Guard:
             yield person, self._store.rows(person, columns)
 
     def willing(self, admission: Admission) -> frozenset[int]:
-        """Who of those let in has taken nothing back since, by number."""
+        """Who has taken nothing back since their rows were read, not even for a while. By number.
+
+        Consent and state are looked at anew, and so is whether the past was let go of meanwhile.
+        """
         people = [one for one in self._store.people() if one.number in admission.receipts]
         gone = self._unwilling(people, admission.study, admission.query)
-        return frozenset(one.number for one in people) - gone.keys()
+        then, now = admission.forgets[-1] if admission.forgets else {}, self._store.forgets()
+        return frozenset(
+            one.number
+            for one in people
+            if one.number not in gone and then.get(one.number) == now.get(one.number)
+        )
 
     def failed(self, admission: Admission, reason: str, *, now: int) -> None:
         """Tell those let in that the round came to nothing. What was reserved stays spent."""

@@ -2,9 +2,10 @@
 
 Lives here: keeping it, sealed under the person's own key like their rows, and letting it go. What
 it is, and how long it is of use, is the question's (`model.Carried`). It is a clipped update, so it
-is data about a person: it goes when nothing needs it any more, when the study's time is over, and
-at once when the person takes back any consent, withdraws, leaves or is erased (`node.consent`,
-`node.store`). Losing it costs accuracy and never privacy, so nothing here needs to be the newest.
+is data about a person: it goes when nothing needs it any more, 30 days after it was last of use or
+when the study's time is over, and at once when the person takes back any consent, pauses,
+withdraws, leaves or is erased (`node.consent`, `node.store`). Losing it costs accuracy and never
+privacy, so nothing here needs to be the newest.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ call at a time.
 
 from __future__ import annotations
 
+import hmac
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
 from federated.manifest import ConfigValue, DeclaredQuery, Study
-from federated.model import Carried, Contribution, PersonRows, Query, RandomBits
+from federated.model import Carried, Contribution, PersonRows, Query, RandomBits, Whole
 from federated.node import enrolment
 from federated.node.contact import ContactRequest
 from federated.node.guard import Admission, Guard
@@ -51,6 +52,11 @@ _PATIENCE_S: Final = 900.0
 _LONGEST_ROUND_S: Final = 3000.0
 #: How often it is looked whether something is kept of studies whose time is over.
 _EXPIRY_S: Final = 3600.0
+#: How long what was brought to a training is kept if nobody asks for it.
+_KEPT_S: Final = 30 * 86_400
+#: Of so many people it is written at once.
+_KEPT_AT_ONCE: Final = 256
+_TURN_LABEL: Final = b"havengate/turn-name/v1"
 
 
 class Facts(Protocol):
@@ -217,7 +223,7 @@ class NodeService:
             )
             # Whoever sends another plan than it told this node of gets no round, and costs nobody.
             parse_stage(Begin, ask.request, plan)
-            clients.append(self._client(plan, summand))
+            clients.append(self._client(plan, summand, query.gap))
 
         admission = ports.guard.admit(
             ask.contact, configuration=facts.configuration, now=int(ports.now()), prepare=prepare
@@ -240,7 +246,7 @@ class NodeService:
             raise ProtocolError("The question has no round of that number.")
         return index
 
-    def _client(self, plan: RoundPlan, summand: _Summand) -> Client:
+    def _client(self, plan: RoundPlan, summand: _Summand, gap: int) -> Client:
         ports = self._ports
         enrolled = enrolment.enrolled(ports.store)
         node = enrolled.node
@@ -252,7 +258,7 @@ class NodeService:
             identity=ports.identity,
             contribution=summand,
             random=ports.random,
-            minimum_people=enrolled.minimum_cohort,
+            minimum_people=enrolled.minimum_cohort * gap,
         )
 
 
@@ -276,6 +282,8 @@ class _Summand:
             raise ProtocolError("The round has not begun.")
         total = np.zeros(asked.dimension, np.int64)
         people = self.ports.guard.rows(admission, now=int(self.ports.now()))
+        if isinstance(asked, Whole):
+            return self._whole(asked, admission, people, total)
         if isinstance(asked, Carried):
             return self._carried(asked, admission, people, total)
         for person, rows in people:
@@ -291,6 +299,29 @@ class _Summand:
         mine = asked.asks(study=self.study, tag=self.ports.store.tag(person))
         return vector if mine else np.zeros_like(vector)
 
+    def _whole(
+        self,
+        asked: Whole,
+        admission: Admission,
+        people: Iterable[tuple[Person, PersonRows]],
+        total: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """What the node makes of all its people at once; who is not asked is not among them."""
+        tag, nobody = self.ports.store.tag, PersonRows(days=np.empty(0, np.int64), values={})
+        counted = len(admission.people)
+        rows = [
+            own if asked.asks(study=self.study, tag=tag(person)) else nobody
+            for person, own in people
+        ]
+        found = self._bounded(
+            asked,
+            lambda: asked.whole(
+                rows, people=counted, noise=admission.query.noise, random=self.ports.random
+            ),
+            times=counted,
+        )
+        return total + found
+
     def _carried(
         self,
         asked: Carried,
@@ -299,39 +330,61 @@ class _Summand:
         total: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """The same where something of earlier rounds is sent too, and something kept for later."""
-        store, study = self.ports.store, admission.study
-        past = Past(store=store, study=study.study_hash, query=admission.query.name)
+        study = admission.study
+        past = Past(store=self.ports.store, study=study.study_hash, query=admission.query.name)
         later: dict[Person, Brought] = {}
         for person, rows in people:
             known = past.of(person, dimension=asked.dimension)
             brought = dict(known)
-            if asked.has_turn(study=self.study, tag=store.tag(person)):
+            tag = turn_tag(self.ports.identity, person.name)
+            if asked.has_turn(study=self.study, tag=tag):
                 brought[asked.index] = self._asked(asked, person, rows)
             total += self._bounded(asked, partial(asked.combined, brought))
             needed = asked.needed(brought)
             if needed.keys() != known.keys():
                 later[person] = needed
-        with store.database.transaction():
-            # Who took something back since lets go of all that was kept, and keeps nothing new.
-            still = self.ports.guard.willing(admission)
-            past.keep(
-                {who: one for who, one in later.items() if who.number in still},
-                until=study.valid_until,
-            )
+            if len(later) >= _KEPT_AT_ONCE:
+                self._keep(past, admission, later)
+                later = {}
+        self._keep(past, admission, later)
         return total
 
+    def _keep(self, past: Past, admission: Admission, later: Mapping[Person, Brought]) -> None:
+        guard, until = self.ports.guard, int(self.ports.now()) + _KEPT_S
+        try:
+            with self.ports.store.database.transaction():
+                # Who took something back since has let go of all that was kept, and keeps nothing
+                # new, however soon they agreed again.
+                still = guard.willing(admission)
+                past.keep(
+                    {who: one for who, one in later.items() if who.number in still},
+                    until=min(until, admission.study.valid_until),
+                )
+        except FederatedError as error:
+            # Later sums are less accurate for it; this one is as good as ever.
+            _LOG.warning("federated.node.past_not_kept", **error.diagnostics())
+
     def _bounded(
-        self, asked: Contribution, make: Callable[[], NDArray[np.int64]]
+        self, asked: Contribution, make: Callable[[], NDArray[np.int64]], *, times: int = 1
     ) -> NDArray[np.int64]:
         try:
             vector = make()
             if vector.shape == (asked.dimension,) and vector.dtype == np.int64:
-                return vector.clip(-asked.bound, asked.bound)
+                return vector.clip(-asked.bound * times, asked.bound * times)
             error = "shape"
         except Exception as caught:  # noqa: BLE001 - whatever rows make of it
             error = type(caught).__name__
         _LOG.error("federated.node.left_out", error=error)
         return np.zeros(asked.dimension, np.int64)
+
+
+def turn_tag(identity: Ed25519PrivateKey, person: str) -> str:
+    """What turns go by (`learning.turns`): a person's name under a secret of the node's own key.
+
+    As long as the key is in a roster a person has the same, in whatever store.
+    """
+    secret = hmac.digest(identity.private_bytes_raw(), _TURN_LABEL, "sha256")
+    return hmac.digest(secret, person.encode(), "sha256").hex()
 
 
 def _verify_run_id(run: str, facts: Facts) -> None:

@@ -44,6 +44,7 @@ OWNER: Final = "me"
 #: What one person may have, however many imports it comes in: some 3 million days and events.
 MAX_TABLE_BYTES: Final = 128 * 1024 * 1024
 _CONTEXT: Final = b"havengate/device/rows/v1"
+_FORGETS: Final = "forgets "
 _PERSON = re.compile(r"[\w./:@-]{1,128}").fullmatch
 #: All that a store has in its keeper.
 _KEPT: Final = (databases.KEY_NAME, chests.KEY_NAME, chests.NEXT_NAME, COUNTER_NAME)
@@ -154,7 +155,7 @@ class Store:
             self.database.run(
                 "UPDATE people SET state = ?, since = ? WHERE id = ?", [state, now, person.number]
             )
-            if state == "left":
+            if state != "taking_part":
                 self.forget_past(person)
 
     def withdraw(self, person: Person, study: str, *, now: int) -> None:
@@ -167,9 +168,24 @@ class Store:
             self.forget_past(person)
 
     def forget_past(self, person: Person) -> None:
-        """Let go of what the person brought in earlier rounds of any training (`node.past`)."""
+        """Let go of what the person brought in earlier rounds of any training (`node.past`).
+
+        How often is counted for each, so that no round that is under way writes it back.
+        """
         with self.database.transaction():
+            count = self.forgets().get(person.number, 0) + 1
             self.database.run("DELETE FROM past WHERE person = ?", [person.number])
+            self.database.run(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [f"{_FORGETS}{person.number}", str(count)],
+            )
+
+    def forgets(self) -> Mapping[int, int]:
+        """How often each person's past was let go of, by number; nobody whose never was."""
+        found = self.database.all(
+            "SELECT name, value FROM meta WHERE name LIKE ?", [f"{_FORGETS}%"]
+        )
+        return {int(name.removeprefix(_FORGETS)): int(value) for name, value in found}
 
     def withdrawn(self, study: str) -> frozenset[int]:
         """Numbers of the people who withdrew from a study (its id)."""
@@ -363,6 +379,7 @@ class Store:
 
     def _forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
+            self.database.run("DELETE FROM meta WHERE name = ?", [f"{_FORGETS}{number}"])
             for table in ("rows", "past", "consents", "withdrawals", "receipts"):
                 self.database.run(f"DELETE FROM {table} WHERE person = ?", [number])  # noqa: S608
             self.database.run("DELETE FROM people WHERE id = ?", [number])

@@ -20,8 +20,10 @@ from federated.learning.words import (
     label_words,
     meaning_of,
     model_words,
+    site_words,
     stop_words,
     strategy_words,
+    turns_words,
 )
 from federated.manifest import canonical_json
 from federated.questions import declared_question
@@ -54,7 +56,7 @@ def model_card(
         "" if judging else "<p>It was not judged in this study: nobody knows how well it does.</p>",
         *_weights(model, query),
         "<h4>How private it is</h4>",
-        pairs_table(_privacy(document, model)),
+        pairs_table(_privacy(document, model, query)),
         "<h4>What it is for, and what not</h4>",
         _limits(query),
         *_files(name, files),
@@ -78,11 +80,17 @@ def _what(model: Mapping[str, Any], query: TrainQuery) -> Iterator[tuple[str, st
     yield "Kind", escape(model_words(spec))
     lost = model["asked"] - model["summed"]
     rounds = f"{model['asked']} of {spec.rounds} announced rounds were asked"
+    new = f", of whom one in {query.gap} newly brought something" if query.gap > 1 else ""
     yield (
         "Trained on",
-        f"{model['people']:,} people or more in each round, at {model['nodes']} nodes or more; "
-        f"{rounds}, {model['summed']} came to a sum" + (f"; without a sum: {lost}" if lost else ""),
+        f"{model['people']:,} people or more in each round{new}, at {model['nodes']} nodes or "
+        f"more; {rounds}, {model['summed']} came to a sum"
+        + (f"; without a sum: {lost}" if lost else ""),
     )
+    if query.turns is not None:
+        yield "Turns", escape(turns_words(query.turns))
+    if query.at_site is not None:
+        yield "At sites", escape(site_words(spec, query.at_site))
     yield "Held out", escape(held_out_words(spec)) + (
         ": they count among the people above and brought nothing; they alone are asked how well "
         "the model does" if spec.held_out else ""
@@ -100,7 +108,9 @@ def _what(model: Mapping[str, Any], query: TrainQuery) -> Iterator[tuple[str, st
     )
 
 
-def _privacy(document: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _privacy(
+    document: Mapping[str, Any], model: Mapping[str, Any], query: TrainQuery
+) -> Iterator[tuple[str, str]]:
     privacy, cost, audit = document["privacy"], model["cost"], model["audit"]
     noise = model["noise"]
     yield (
@@ -111,11 +121,30 @@ def _privacy(document: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[
         ),
     )
     yield "Unit", f"{escape(privacy['unit'])}, {escape(privacy['adjacency'])} adjacency"
+    trust = escape(document["trust"]["model"].replace("_", " "))
+    if query.at_site is not None:
+        yield (
+            "Mechanism",
+            (
+                f"DP-SGD at each site: {noise_words(cost)} The bounds are of all steps together, "
+                "the noise of each; ε is smaller than they say, since each person is in a step by "
+                "chance, which nobody but the site knows."
+            ),
+        )
+        yield (
+            "Trust",
+            (
+                f"{trust}; each site sees its people's rows and adds the noise itself, and its "
+                "share of the sum is as private as the model without any noise of others"
+            ),
+        )
+        yield "Audit", "None: noise is added inside each site, where no canary is."
+        return
     yield (
         "Mechanism",
         f"{noise_words(cost)} The bounds are of all rounds together, the noise of each.",
     )
-    yield "Trust", escape(document["trust"]["model"].replace("_", " "))
+    yield "Trust", trust
     if audit is None:
         yield "Audit", "None: the study has no canaries."
         return

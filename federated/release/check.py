@@ -202,7 +202,7 @@ def _verify_part(one: Answered | Trained, study: Study, run_id: str, answered: s
     if isinstance(query, EvaluateQuery) and query.spec.name not in answered:
         raise ManifestError(f"The answer {one.query} judges a model that is not there.")
     least = max(study.minimum_cohort, int(getattr(query, "minimum_cohort", 0)))
-    if one.people < least or one.nodes < study.aggregation.minimum_survivors:
+    if one.people < least * query.gap or one.nodes < study.aggregation.minimum_survivors:
         raise ManifestError(f"The answer {one.query} has fewer people or nodes than was approved.")
     run = one.round.partition("-")[0]
     # A training may have begun in an earlier run of the study.

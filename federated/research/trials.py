@@ -243,10 +243,10 @@ def choose(
 
 
 def _verify_simulated(query: TrainQuery) -> None:
-    if query.adaptive is not None or query.spec.personal is not None:
+    if any(one is not None for one in (query.adaptive, query.spec.personal, query.at_site)):
         raise ManifestError(
-            f"{query.name}: a clip that adapts and a personal head are not simulated here: leave "
-            "`adaptive` and `personal` out to try the rest."
+            f"{query.name}: a clip that adapts, a personal head and training at sites are not "
+            "simulated here: leave `adaptive`, `personal` and `at_site` out to try the rest."
         )
     if not query.spec.held_out > 0:
         raise ManifestError(f"{query.name}: nobody is held out, so nothing can be judged.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +14,32 @@ from federated.aggregation.bits import SeededBits
 from federated.aggregation.messages import Begin
 from federated.aggregation.messages import encode as encode_stage
 from federated.aggregation.server import RoundResult
-from federated.errors import CohortError, RefusedError
+from federated.deployment.places import ensure_node_keys
+from federated.errors import CohortError, ProtocolError, RefusedError
 from federated.learning.canaries import lane_shifts
 from federated.learning.models import initial
 from federated.learning.privacy_audit import parse_audit
 from federated.learning.round_query import CarriedRound, TrainQuery
 from federated.learning.strategies import FedAvg, parse_state, start
+from federated.learning.turns import Turns
 from federated.ledger import Reservation
 from federated.manifest import Study
 from federated.model import NoisePlan, PersonRows, PrivacyCost
 from federated.node.agent import RunFacts
-from federated.node.consent import Consents
+from federated.node.consent import Consents, Scope
 from federated.node.contact import ContactRequest
 from federated.node.enrolment import remembered
+from federated.node.keeper import FileKeeper
 from federated.node.past import Past
 from federated.node.receipts import Receipts
-from federated.node.service import roster_of, round_name
+from federated.node.service import roster_of, round_name, turn_tag
 from federated.node.store import Person, Store
 from federated.questions import declared_question
 from federated.rounds import Ask, answer_price, encode, round_plan
 from federated.study_run import RoundSum
 from federated.training_files import TrainingFiles
 from federated.training_run import Training, TrainingPorts, parse_kept
+from tests.federated.node.tables import fill
 from tests.federated.runs import RUN, World, gone
 from tests.federated.studies import ORIGIN
 from tests.federated.test_training_run import Stopped, Stopping, paid
@@ -91,12 +95,14 @@ def test_a_model_is_trained_by_turns_and_what_was_kept_is_gone_at_the_end(tmp_pa
         assert trained.noise.passed
         # In the fifth round: of whose turn it is that and one before, of others one.
         (kept,) = seen
-        turns = query_of(study).turns
+        turns, key = query_of(study).turns, world.nodes["node-1"].keys.identity
         assert turns is not None
-        assert kept == {
-            one.name: {4, 2} if turns.has_turn(study=study.id, tag=store.tag(one), index=4) else {3}
+        due = {
+            one.name
             for one in store.people()
+            if turns.has_turn(study=study.id, tag=turn_tag(key, one.name), index=4)
         }
+        assert kept == {one.name: {4, 2} if one.name in due else {3} for one in store.people()}
         assert all(not kept_by(node.store, study) for node in world.nodes.values())
 
 
@@ -182,6 +188,49 @@ def _files(world: World, directory: Path) -> TrainingFiles:
     )
 
 
+def test_a_node_without_budget_is_not_asked_and_keeps_nobody_from_it(tmp_path: Path) -> None:
+    with training_world(tmp_path, BY_TURNS) as world:
+        cost = world_cost(world.signed.study, query_of(world.signed.study))
+        world.ledger.reserve(
+            study="ab" * 32, round_id="x", participants=["device:node-5"],
+            cost=replace(cost, epsilon=99.0),
+        )  # fmt: skip
+        trained = train(world, tmp_path)
+        assert (trained.summed, trained.nodes) == (ROUNDS, 4)
+        assert world.ledger.balance("device:node-5").releases == 1
+        assert all(costs == () for costs in paid(world, "node-5"))
+
+
+def test_too_few_people_for_each_round_to_have_enough_whose_turn_it_is(tmp_path: Path) -> None:
+    """150 take part, and in a round of four 38 bring something: fewer than the smallest cohort."""
+    changes = {"rounds = 6": "rounds = 8\nturns = { gap = 4, bands = 4 }"}
+    with training_world(tmp_path, changes) as world:
+        with pytest.raises(CohortError, match="at least 240 must"):
+            train(world, tmp_path)
+        assert world.ledger.charges(world.signed.study.study_hash) == []
+        with pytest.raises(ProtocolError, match="240 are asked for"):
+            contact(world, 0)
+
+
+def test_a_turn_outlives_the_store(tmp_path: Path) -> None:
+    """A node that starts anew in the middle brings no more than it would have brought."""
+    key = ensure_node_keys(tmp_path / "node").identity
+    turns = Turns(gap=8, factors=(2, 1))
+    places = set()
+    for number in range(4):
+        directory = tmp_path / f"store-{number}"
+        directory.mkdir(mode=0o700)
+        store = Store.create(directory / "s", FileKeeper(directory / "k"))
+        fill(store, {"me": {"mood": [1.0]}})
+        me = store.person("me")
+        tag = turn_tag(key, me.name)
+        places.add(tuple(turns.has_turn(study="s", tag=tag, index=n) for n in range(8)))
+        store.close()
+    assert len(places) == 1
+    other = ensure_node_keys(tmp_path / "other").identity
+    assert turn_tag(other, "me") != turn_tag(key, "me") != turn_tag(key, "you")
+
+
 # --- What a person takes back ---------------------------------------------------------------------
 
 
@@ -220,6 +269,68 @@ def test_consent_that_is_taken_back_while_rows_are_read_leaves_nothing_kept(
         assert kept_by(store, study).keys() == {
             one.name for one in store.people() if one not in (first, last)
         }
+
+
+def _revoked_and_given_again(store: Store, me: Person) -> None:
+    scopes = [one.scope for one in Consents(store).of(me)]
+    Consents(store).revoke(me, now=1)
+    for scope in scopes:
+        Consents(store).give([me], scope, now=2)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store, me: Consents(store).revoke(me, 2, now=1),
+        _revoked_and_given_again,
+        lambda store, me: store.withdraw(me, "another-study", now=1),
+        lambda store, me: [store.set_state(me, one, now=1) for one in ("left", "taking_part")],
+        lambda store, me: [store.set_state(me, one, now=1) for one in ("paused", "taking_part")],
+    ],
+    ids=["another consent", "given again", "another study", "left and back", "paused and back"],
+)
+@pytest.mark.parametrize("stopped_at", [4, 6])
+def test_what_is_let_go_of_during_a_round_is_not_written_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Store, Person], object],
+    stopped_at: int,
+) -> None:
+    """Whoever would be let in again by the end of the round has still let go of what was kept."""
+    with training_world(tmp_path, BY_TURNS) as world:
+        store, study = world.nodes["node-1"].store, world.signed.study
+        first, last = store.people()[0], store.people()[-1]
+        Consents(store).give(
+            [first],
+            Scope(
+                kinds=frozenset({"mean"}),
+                columns=frozenset({"mood"}),
+                purposes=frozenset({"HRESCH"}),
+            ),
+            now=1,
+        )
+        rows, reads = Store.rows, [0]
+
+        def acting(self: Store, person: Person, columns: frozenset[str]) -> PersonRows:
+            found = rows(self, person, columns)
+            if self is store and person == last:
+                reads[0] += 1
+                # In the last round before the process is stopped.
+                if reads[0] == stopped_at // 2 - 1:
+                    act(store, first)
+            return found
+
+        monkeypatch.setattr(Store, "rows", acting)
+        stopping = Stopping(files=_files(world, tmp_path), at=stopped_at, after=True)
+        with pytest.raises(Stopped):
+            train(world, tmp_path, checkpoints=stopping)
+        assert reads[0] == stopped_at // 2 - 1
+        assert len(kept_by(store, study)) > 0
+        assert first.name not in kept_by(store, study)
+        monkeypatch.undo()
+        # And takes part again from their next turn on.
+        trained = train(world, tmp_path, run_id=RUN + 1)
+        assert trained.summed == ROUNDS
 
 
 def test_what_is_kept_goes_when_the_studys_time_is_over(tmp_path: Path) -> None:
@@ -361,6 +472,10 @@ class NoNoise:
             dropped={},
         )
 
+    def able(self, name: str) -> tuple[str, ...]:
+        del name
+        return ("a", "b")
+
     def spend(self, reservation: Reservation) -> None:
         del reservation
 
@@ -402,9 +517,7 @@ def test_without_noise_it_is_plain_averaging_over_those_whose_turn_it_is(
             id="1", study="s", round="r-0", cost=world_cost(study, query), participants=5
         )
         run, kept = NoNoise(query=query, held=held, lost=lost), Memory()
-        ports = TrainingPorts(
-            run=run, roster=("a", "b"), checkpoints=kept, reservation=lambda _: held
-        )
+        ports = TrainingPorts(run=run, checkpoints=kept, reservation=lambda _: held)
         trained = Training(study, declared, query, ports).train(0)
         assert run.charged == [("a", "b")]
         assert (trained.asked, trained.summed) == (ROUNDS, ROUNDS - len(lost))

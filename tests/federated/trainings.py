@@ -114,7 +114,6 @@ def conduct(
     return Conduct(
         study=of,
         run=StudyRun(world.signed, world.ports(), run_id=run_id),
-        roster=world.nodes.keys(),
         checkpoints=checkpoints or files,
         reservation=lambda name: world.ledger.reservation(study=of.study_hash, round_id=name),
         say=lines.append,

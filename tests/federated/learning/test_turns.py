@@ -307,7 +307,7 @@ def test_a_plan_says_how_loud_the_running_sum_will_be() -> None:
     sums = []
     for _ in range(400):
         rows = np.rint(drawn.normal(0.0, noise.scale, (QUERY.rounds, 2)))
-        sums.append(decode(rows, QUERY.factors).sum(axis=0) / SPEC.scale / (300 / 4))
+        sums.append(decode(rows, QUERY.factors).sum(axis=0) / SPEC.scale / (300 * 0.8 / 4))
     assert np.sqrt(np.mean(np.square(sums)) * 2) == pytest.approx(expected.half_width, rel=0.1)
     assert running_noise(Factors(coefficients=(8,)), 9) == pytest.approx(3 / 8)
 

@@ -85,9 +85,10 @@ def test_it_goes_when_the_study_is_over(store: Store, me: Person) -> None:
         lambda store, me: Consents(store).revoke(me, 1, now=2),
         lambda store, me: store.withdraw(me, "study", now=2),
         lambda store, me: store.set_state(me, "left", now=2),
+        lambda store, me: store.set_state(me, "paused", now=2),
         lambda store, me: store.erase_person(me),
     ],
-    ids=["all consents", "one consent", "withdraw", "leave", "erase"],
+    ids=["all consents", "one consent", "withdraw", "leave", "pause", "erase"],
 )
 def test_it_goes_when_the_person_takes_anything_back_and_others_stays(
     store: Store, me: Person, act: Callable[[Store, Person], object]
@@ -100,11 +101,18 @@ def test_it_goes_when_the_person_takes_anything_back_and_others_stays(
     assert rows(store) == 1
 
 
-def test_a_pause_keeps_it(store: Store, me: Person) -> None:
+def test_that_it_was_let_go_of_is_counted_for_each(store: Store, me: Person) -> None:
+    """Also where nothing was kept: a round that is under way may be about to keep something."""
+    assert store.forgets() == {}
+    Consents(store).revoke(me, now=2)
+    assert store.forgets() == {me.number: 1}
+    Consents(store).give([me], SCOPE, now=3)
     past(store).keep({me: VECTORS}, until=9)
-    store.set_state(me, "paused", now=2)
-    store.set_state(me, "taking_part", now=3)
-    assert rows(store) == 1
+    assert store.forgets() == {me.number: 1}
+    store.set_state(store.person("other"), "paused", now=4)
+    assert store.forgets() == {me.number: 1, store.person("other").number: 1}
+    store.erase_person(me)
+    assert me.number not in store.forgets()
 
 
 def test_it_is_sealed_under_the_persons_own_key_and_bound_to_its_place(
