@@ -163,12 +163,14 @@ def data(
     as_json: JSONOption = False,
 ) -> None:
     """Show what there is about you: columns, days, sources. Where there are many people: who."""
+    from federated.node.past import kept_of
+
     with opened_store(context, older="say") as store:
         if person is None and len(store.people()) != 1:
             _show_people(store.people(), as_json=as_json)
             return
         whose = person_of(store, person)
-        held = store.holdings(whose)
+        held, kept = store.holdings(whose), kept_of(store, whose)
         table = _values(store, whose) if values else {}
     found = [
         {
@@ -177,13 +179,27 @@ def data(
         }
         for one in held
     ]  # fmt: skip
+    trainings = [
+        {"study_hash": one.study, "query": one.query, "until": day_text(one.until // 86_400)}
+        for one in kept
+    ]
     if as_json:
         more = {"values": table} if values else {}
-        print_json({"person": whose.name, "state": whose.state, "data": found, **more})
+        print_json(
+            {
+                "person": whose.name, "state": whose.state, "data": found, "kept": trainings,
+                **more,
+            }
+        )  # fmt: skip
         return
     for row in found:
         span = f"{row['days']:>6} days  {row['first']} to {row['last']}"
         say(f"{row['column']:<24} {span}  {row['source']}")
+    for one in trainings:
+        say(
+            f"Kept until {one['until']}: what you brought to the training {one['query']} of the study "
+            f"{one['study_hash'][:16]}…, which later rounds send again"
+        )
     for day, cells in table.items():
         say(f"{day}  " + "  ".join(f"{name} {value:g}" for name, value in cells.items()))
 

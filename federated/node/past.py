@@ -84,6 +84,24 @@ class Past:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """That something is kept of what a person brought: to which study (its hash), until when."""
+
+    study: str
+    query: str
+    until: int
+
+
+def kept_of(store: Store, person: Person) -> tuple[Kept, ...]:
+    """All that is kept of a person, without what it is: for the person's own eyes."""
+    found = store.database.all(
+        "SELECT study, query, until FROM past WHERE person = ? ORDER BY study, query",
+        [person.number],
+    )
+    return tuple(Kept(study=study, query=query, until=until) for study, query, until in found)
+
+
 def expire(store: Store, now: int) -> None:
     """Let go of what belongs to studies whose time is over."""
     if store.database.one("SELECT 1 FROM past WHERE until <= ? LIMIT 1", [now]) is None:

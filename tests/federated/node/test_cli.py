@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import Result
 from keyring.backends import fail
@@ -25,6 +26,7 @@ from federated.errors import (
 )
 from federated.node.cli import device_app
 from federated.node.keeper import FileKeeper
+from federated.node.past import Past
 from federated.node.store import Store
 from tests.federated.node.importers.exports import APPLE
 from tests.federated.node.world import SpiedStore, World
@@ -73,6 +75,22 @@ def test_imports_and_shows_what_there_is_without_a_value(tmp_path: Path, filled:
     shown = as_json(filled("data", "--values", "--json"))["values"]
     assert shown["2024-01-02"]["steps"] == 350
     assert "steps 350" in filled("data", "--values").stdout
+
+
+def test_shows_that_something_is_kept_of_a_training_and_not_what(
+    tmp_path: Path, filled: Run
+) -> None:
+    assert as_json(filled("data", "--json"))["kept"] == []
+    store = Store.open(tmp_path / "device.store", FileKeeper(tmp_path / "ring" / "device.keys"))
+    past = Past(store=store, study="ab" * 32, query="mood")
+    past.keep({store.people()[0]: {3: np.array([7, 4711])}}, until=19_724 * 86_400)
+    store.close()
+    assert as_json(filled("data", "--json"))["kept"] == [
+        {"study_hash": "ab" * 32, "query": "mood", "until": "2024-01-02"}
+    ]
+    words = filled("data").stdout
+    assert "Kept until 2024-01-02: what you brought to the training mood" in words
+    assert "4711" not in words
 
 
 def test_bad_rows_come_out_as_one_error(tmp_path: Path, filled: Run) -> None:
