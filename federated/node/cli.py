@@ -197,8 +197,8 @@ def data(
         say(f"{row['column']:<24} {span}  {row['source']}")
     for one in trainings:
         say(
-            f"Kept until {one['until']}: what you brought to the training {one['query']} of the study "
-            f"{one['study_hash'][:16]}…, which later rounds send again"
+            f"Kept until {one['until']}: what you brought to the training {one['query']} of the "
+            f"study {one['study_hash'][:16]}…, which later rounds send again"
         )
     for day, cells in table.items():
         say(f"{day}  " + "  ".join(f"{name} {value:g}" for name, value in cells.items()))
