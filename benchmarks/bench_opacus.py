@@ -3,7 +3,8 @@ nobody: processor time of one thread, 256 people, ghost clipping and hooks by tu
 
 `learning.opacus_overhead_ghost`, `…_hooks`: the sum of clipped gradients over the plain gradient of
 the same loss by the same layers in the same precision; an MLP 128-168-1 (as many weights as
-336-64-2), one example a person. `learning.opacus_overhead`: the one that is used (`quicker`).
+336-64-2), one example a person. `learning.opacus_overhead`: hooks, which
+are used: ghost clipping bounds nobody (`clipped`).
 `…_with_noise`: that and the exact noise of every weight. `….logistic`, `….gru`: the default model
 (16 inputs) and a small GRU (7 days), 21 examples a person, by what is used for them.
 """  # noqa: D205 - one sentence that says the question
@@ -22,7 +23,7 @@ from torch.nn import functional
 from benchmarks.harness import Result
 from federated.aggregation.bits import SystemBits
 from federated.aggregation.noise import sample
-from federated.learning.clipped import Clipper, Method, Padded, padded, quicker
+from federated.learning.clipped import Clipper, Method, Padded, padded
 from federated.learning.models import initial, parameters
 from federated.learning.networks import forward
 from federated.learning.site import SiteTraining
@@ -33,6 +34,7 @@ DAYS = 21
 ROUNDS = 7
 STEPS = 10
 CLIP = 0.1
+FINENESS = 2.0**24
 PEER = "the same step without privacy"
 
 type Step = Callable[[], object]
@@ -42,7 +44,7 @@ def run() -> dict[str, Result]:
     """Measure the MLP all ways, then the others as they are used."""
     with _one_thread():
         wide = _spec("mlp", 64, hidden=(168,), indicators=True)
-        people, chosen = _people(wide, 1), quicker(wide, 1)
+        people, chosen = _people(wide, 1), "hooks"
         ways: dict[str, Step] = {method: _clipped(wide, people, method) for method in _METHODS}
         used = ways[chosen]
         noise = SiteTraining(
@@ -59,7 +61,7 @@ def run() -> dict[str, Result]:
         found["learning.opacus_overhead"] = found[f"learning.opacus_overhead_{chosen}"]
         for spec in (_spec("logistic", 16), _spec("gru", 16, hidden=(16,), steps=7)):
             people = _people(spec, DAYS)
-            step = _clipped(spec, people, quicker(spec, DAYS))
+            step = _clipped(spec, people, "hooks")
             (found[f"learning.opacus_overhead.{spec.kind}"],) = _overheads(
                 _plain(spec, people), {"used": step}
             ).values()
@@ -89,7 +91,7 @@ def _overheads(plain: Step, ways: dict[str, Step]) -> dict[str, Result]:
 
 def _clipped(spec: TrainSpec, people: Padded, method: Method) -> Step:
     clipper, weights = Clipper(spec, method=method), initial(spec, seed=b"bench")
-    return lambda: clipper.clipped_sum(weights, people, clip=CLIP)
+    return lambda: clipper.clipped_sum(weights, people, clip=CLIP, fineness=FINENESS)
 
 
 def _plain(spec: TrainSpec, people: Padded) -> Step:

@@ -145,11 +145,42 @@ def compose(costs: Sequence[PrivacyCost], *, delta: float) -> float:
         counted[cost.noise, cost.sensitivity] += 1
     if not counted:
         return 0.0
-    found = _compose(frozenset(counted.items()), math.fsum(c.closeness for c in costs), delta)
-    # Sampling makes a release cheaper by itself than its noise and sensitivity say.
-    if math.fsum(cost.delta for cost in costs) <= delta:
-        found = min(found, math.fsum(cost.epsilon for cost in costs))
-    return found
+    added = _stated(costs, delta)
+    try:
+        found = _compose(
+            frozenset(counted.items()), math.fsum(cost.closeness for cost in costs), delta
+        )
+    except AccountingError:
+        if not math.isfinite(added):
+            raise
+        return added
+    return min(found, added)
+
+
+def _stated(costs: Sequence[PrivacyCost], delta: float) -> float:
+    """What the costs say by themselves, added up; infinite where that is more than δ allows.
+
+    Sampling makes a release cheaper by itself than its noise and sensitivity say. What carries
+    noise that others share is held against its own figures first.
+    """
+    if math.fsum(cost.delta for cost in costs) > delta:
+        return math.inf
+    for cost in costs:
+        if cost.closeness:
+            try:
+                own = _own_epsilon(cost.noise, cost.sensitivity, cost.delta, cost.closeness)
+            except AccountingError:
+                return math.inf
+            if own > cost.epsilon * _MORE:
+                return math.inf
+    return math.fsum(cost.epsilon for cost in costs)
+
+
+@lru_cache(maxsize=1024)
+def _own_epsilon(
+    noise: NoisePlan, sensitivity: Sensitivity, delta: float, closeness: float
+) -> float:
+    return cost_of(noise, sensitivity, delta=delta, closeness=closeness).epsilon
 
 
 def compose_by_rdp(costs: Sequence[PrivacyCost], *, delta: float) -> float:

@@ -6,9 +6,10 @@ Types only; no I/O and no mathematics. Who makes them: `node.store` makes `Perso
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,41 +131,41 @@ class Contribution(Protocol):
         ...
 
 
-@runtime_checkable
-class Carried(Contribution, Protocol):
+class Carried(Contribution):
     """A contribution of which a part is sent in later rounds too: a node keeps what was brought.
 
-    `encode` makes what a person newly brings in this round, `combined` the vector that is sent.
+    `encode` makes what a person newly brings in this round, `combined` the vector that is sent. To
+    be inherited: no question is taken for one by its names alone.
     """
 
     @property
+    @abstractmethod
     def index(self) -> int:
         """Which of the question's rounds it is, from 0."""
-        ...
 
+    @abstractmethod
     def has_turn(self, *, study: str, tag: str) -> bool:
         """Whether the person newly brings something in this round; as `asks`, never of data.
 
         `tag` is another name than that of `asks`: it lives as long as the node's key in rosters.
         """
-        ...
 
+    @abstractmethod
     def combined(self, brought: Mapping[int, NDArray[np.int64]]) -> NDArray[np.int64]:
         """What is sent, of what the person brought: round → what `encode` gave. Any may be lost."""
-        ...
 
+    @abstractmethod
     def needed(self, brought: Mapping[int, NDArray[np.int64]]) -> Mapping[int, NDArray[np.int64]]:
         """The part of it that later rounds send: what is to be kept, and nothing else."""
-        ...
 
 
-@runtime_checkable
-class Whole(Contribution, Protocol):
+class Whole(Contribution):
     """A contribution that a node makes of all its people at once, and that carries its own noise.
 
-    Such a question is `noised_by_node`.
+    Such a question is `noised_by_node`. To be inherited, as `Carried`.
     """
 
+    @abstractmethod
     def whole(
         self, rows: Sequence[PersonRows], *, people: int, noise: NoisePlan, random: RandomBits
     ) -> NDArray[np.int64]:
@@ -173,7 +174,6 @@ class Whole(Contribution, Protocol):
         `rows` are of those who are asked, `people` for how many the node speaks; `noise` is the
         declared one. Private by itself, at the question's price.
         """
-        ...
 
 
 class Query(Protocol):
@@ -220,6 +220,13 @@ class Query(Protocol):
     @property
     def noised_by_node(self) -> bool:
         """Whether what a node brings carries all its noise already, so that sums need none."""
+        ...
+
+    def verify_here(self) -> None:
+        """Raise `ManifestError` where this machine lacks what answering takes.
+
+        Asked before a node says that it would take part: else it would be counted, and others pay.
+        """
         ...
 
     def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:

@@ -260,7 +260,10 @@ class StudyRun:
         return RoundSum(
             reservation=reservation,
             result=result,
-            noise=carried(declared.noise, result.noise_weight or 1.0),
+            # What sites add is in what they bring; nothing says how much of it a sum carries.
+            noise=declared.noise
+            if query.noised_by_node
+            else carried(declared.noise, result.noise_weight),
             people=people,
             dropped={**away, **dropped},
         )

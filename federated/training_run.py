@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated.aggregation.bits import SystemBits
-from federated.errors import CheckpointError, CohortError, ProtocolError
+from federated.errors import BudgetExhaustedError, CheckpointError, CohortError, ProtocolError
 from federated.learning.canaries import draw_canaries, lane_shifts
 from federated.learning.models import initial, parameters
 from federated.learning.privacy_audit import (
@@ -278,6 +278,10 @@ class Training:
         payers = now.kept.cohort or None
         if query.turns is not None and now.reservation is None:
             payers = self._ports.run.able(query.name)
+            if not payers:
+                raise BudgetExhaustedError(
+                    f"No node of the roster has budget left for {query.name}: nobody was asked."
+                )
         asked = query.at(now.state.weights, clip=now.state.clip, index=now.kept.asked)
 
         def reserving(name: str, nodes: Sequence[str]) -> None:

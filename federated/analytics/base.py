@@ -123,6 +123,9 @@ class BaseQuery(ABC):
         """Sums carry what the nodes add together."""
         return False
 
+    def verify_here(self) -> None:  # noqa: B027 - for questions that need something
+        """Nothing is needed that a node has not."""
+
     def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
         """One release of `sensitivity`."""
         return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -87,12 +88,19 @@ class AtSite:
         """
         if noise.mechanism != "discrete_gaussian":
             raise AccountingError(f"{spec.name}: a step's noise is discrete Gaussian.")
-        one, steps = self.step_sensitivity(spec), rounds * self.steps
         epsilon = sampled_epsilon(
-            multiplier=noise.scale / one.l2, rate=self.rate, steps=steps, delta=delta
+            multiplier=noise.scale / self.step_sensitivity(spec).l2,
+            rate=self.rate,
+            steps=rounds * self.steps,
+            delta=delta,
         )
-        stacked = Sensitivity(l1=one.l1 * steps * _MORE, l2=one.l2 * math.sqrt(steps) * _MORE)
+        stacked = self.sensitivity(spec, rounds=rounds)
         return PrivacyCost(epsilon=epsilon, delta=delta, noise=noise, sensitivity=stacked)
+
+    def sensitivity(self, spec: TrainSpec, *, rounds: int) -> Sensitivity:
+        """Of the integers of all steps of so many rounds, one below the other."""
+        one, steps = self.step_sensitivity(spec), rounds * self.steps
+        return Sensitivity(l1=one.l1 * steps * _MORE, l2=one.l2 * math.sqrt(steps) * _MORE)
 
     def bound(self, spec: TrainSpec) -> int:
         """Largest |coordinate| of a site's change, in integers, for each of its people."""
@@ -121,11 +129,20 @@ class AtSite:
         return np.rint((found.weights - weights) * spec.scale).astype(np.int64) * people
 
 
+def verify_torch() -> None:
+    """Raise `ManifestError` where torch is missing: such a node cannot train networks."""
+    _verify("torch")
+
+
 def verify_installed() -> None:
-    """Raise `ManifestError` where Opacus or torch is missing: such a node cannot take part."""
-    try:
-        import federated.learning.clipped  # noqa: F401 - whether it can be imported
-    except ImportError as error:
+    """Raise `ManifestError` where Opacus or torch is missing: no training at such a site."""
+    _verify("torch", "opacus")
+
+
+def _verify(*packages: str) -> None:
+    # Only looked for: importing takes seconds, and a greeting is to be answered at once.
+    if missing := [one for one in packages if find_spec(one) is None]:
         raise ManifestError(
-            "Training at a site needs the packages of learning, which are not installed here."
-        ) from error
+            f"This needs {' and '.join(missing)}, which is not installed here: install "
+            "havengate[learning]."
+        )

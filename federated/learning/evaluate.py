@@ -28,6 +28,7 @@ from federated.analytics.means import typical_sums
 from federated.analytics.quantity import Quantity, is_bin_edges
 from federated.errors import ManifestError
 from federated.learning.accuracy import Accuracy
+from federated.learning.at_site import verify_torch
 from federated.learning.examples import examples_of, history_of
 from federated.learning.models import parameters, predict
 from federated.learning.personal import predict_newer
@@ -153,6 +154,11 @@ class EvaluateQuery:
     def noised_by_node(self) -> bool:
         """Sums carry what the nodes add together."""
         return False
+
+    def verify_here(self) -> None:
+        """As `model.Query`: networks need torch."""
+        if self.spec.kind in {"mlp", "gru"}:
+            verify_torch()
 
     def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
         """One release of `sensitivity`."""

@@ -25,7 +25,7 @@ from federated.accounting import cost_of
 from federated.aggregation.encoding import Rounding
 from federated.analytics.intervals import noise_moments
 from federated.errors import ManifestError, ProtocolError
-from federated.learning.at_site import AtSite, verify_installed
+from federated.learning.at_site import AtSite, verify_installed, verify_torch
 from federated.learning.clipping import AdaptiveClip, CountedUpdate, weight_for
 from federated.learning.examples import examples_of
 from federated.learning.factorisation import (
@@ -43,7 +43,15 @@ from federated.learning.split import is_held_out
 from federated.learning.strategies import Correlated, FedAvg, FedAvgM, LostInNoise, Strategy
 from federated.learning.training_cost import epsilon_so_far, stacked
 from federated.learning.turns import Turns
-from federated.model import NoisePlan, PersonRows, PrivacyCost, RandomBits, Sensitivity
+from federated.model import (
+    Carried,
+    NoisePlan,
+    PersonRows,
+    PrivacyCost,
+    RandomBits,
+    Sensitivity,
+    Whole,
+)
 
 MIN_CANARIES: Final = 20
 MAX_CANARIES: Final = 8192
@@ -186,6 +194,13 @@ class TrainQuery:
         """Whether sites add the noise."""
         return self.at_site is not None
 
+    def verify_here(self) -> None:
+        """As `model.Query`: where sites train they need Opacus; networks need torch."""
+        if self.at_site is not None:
+            verify_installed()
+        elif self.spec.kind in {"mlp", "gru"}:
+            verify_torch()
+
     @property
     def least_at_node(self) -> int:
         """Of how many people a node must speak to take part."""
@@ -214,10 +229,7 @@ class TrainQuery:
     def one_round(self) -> Sensitivity:
         """Of one round's integers, rounding included; the same in every round."""
         if self.at_site is not None:
-            return stacked(
-                self.at_site.step_sensitivity(self.spec),
-                participation=full_cohort(self.at_site.steps),
-            )
+            return self.at_site.sensitivity(self.spec, rounds=1)
         counted = self.counted
         return self.rounding.sensitivity if counted is None else counted.sensitivity
 
@@ -243,6 +255,8 @@ class TrainQuery:
     @property
     def sensitivity(self) -> Sensitivity:
         """Of all rounds' integers, one below the other."""
+        if self.at_site is not None:
+            return self.at_site.sensitivity(self.spec, rounds=self.rounds)
         return stacked(self.one_round, participation=self.participation, factors=self.factors)
 
     @property
@@ -273,12 +287,7 @@ class TrainQuery:
         )
 
     def begin(self, given: bytes, *, index: int = 0) -> TrainRound:
-        """As `model.Query`: `given` are the weights, behind the clip where that adapts.
-
-        Raises `ManifestError` besides, where sites train and this node has no Opacus.
-        """
-        if self.at_site is not None:
-            verify_installed()
+        """As `model.Query`: `given` are the weights, behind the clip where that adapts."""
         numbers = given_numbers(given, parameters(self.spec) + (self.adaptive is not None))
         if self.adaptive is None:
             return self.at(numbers, index=index)
@@ -387,7 +396,7 @@ class TrainRound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarriedRound(TrainRound):
+class CarriedRound(TrainRound, Carried):
     """A round in which some have their turn: a `model.Carried`.
 
     `encode` makes the new update of those. What is sent is the combination of a person's updates of
@@ -418,7 +427,7 @@ class CarriedRound(TrainRound):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteRound(TrainRound):
+class SiteRound(TrainRound, Whole):
     """A round in which each site trains by itself: a `model.Whole`."""
 
     def whole(

@@ -2,8 +2,8 @@
 
 DP-SGD (Abadi et al. 2016) with one person as one example. In each step everybody is drawn by
 themselves with probability `rate`, from cryptographic bits; Opacus gives the sum of the drawn
-people's clipped gradients (`clipped`); the sum is rounded to integers, discrete Gaussian noise from
-the exact sampler is added, and the result divided by a number that was fixed beforehand. Nothing of
+people's gradients, clipped and rounded to integers (`clipped`); discrete Gaussian noise from the
+exact sampler is added, and the result divided by a number that was fixed beforehand. Nothing of
 Opacus' own loader, optimiser, noise or accountant is used: its noise is a float from torch's
 generator, and it divides by ⌊rate · people⌋, which is data where the number of people is.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,13 @@ from federated.learning.sampled import sampled_epsilon, sampled_multiplier
 from federated.learning.spec import Examples, TrainSpec
 from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
 
-if TYPE_CHECKING:
-    from federated.learning.clipped import Method
-
 type Unit = Literal["person", "record"]
 type _Floats = NDArray[np.float64]
 
 #: Integers to which a clipped gradient is rounded: fine enough that rounding costs nothing.
 _FINENESS: Final = 2.0**24
-#: By how much more than the clip a person may move the sum in double arithmetic. No proof, but a
-#: margin: measured is below 2^-30 for all weights that are admitted.
+#: By how much more than the clip a person may move a step's integers, beside what rounding does.
+#: None is known: rounding itself moves them by √d/2 at most, and √d is counted.
 _FLOATS: Final = 2.0**-16
 #: Where a weight is larger, training stops. It keeps every sum and product a finite number.
 LARGEST_WEIGHT: Final = 1024.0
@@ -59,8 +56,7 @@ class SiteTraining:
     `divisor`: what a step's sum is divided by, as `rate` times the people enrolled; a public number
     and never one of those drawn. `multiplier`: the noise in units of what a person can move.
     `step_size` along the noisy mean gradient and the decay `spec.work.l2`; of `spec.work` nothing
-    else counts here. `averaged`: of how many last steps' weights the result is the mean. `method`:
-    how Opacus clips; not given, the quicker.
+    else counts here. `averaged`: of how many last steps' weights the result is the mean.
     """
 
     spec: TrainSpec
@@ -71,7 +67,6 @@ class SiteTraining:
     multiplier: float
     step_size: float = 1.0
     averaged: int = 1
-    method: Method | None = None
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for what cannot be done, `AccountingError` for what has no ε."""
@@ -86,10 +81,6 @@ class SiteTraining:
                 f"{self.spec.name}: expected 1 to {_MOST_STEPS:,} `steps` and `averaged` from 1 to "
                 f"as many, got {self.steps} and {self.averaged}."
             )
-        if self.method not in {None, "ghost", "hooks"}:
-            raise ManifestError(f"{self.spec.name}: `method` is ghost or hooks.")
-        if self.method == "ghost" and self.spec.kind == "gru":
-            raise ManifestError(f"{self.spec.name}: a GRU is clipped by hooks, not by ghost.")
         if self.spec.personal is not None:
             raise ManifestError(
                 f"{self.spec.name}: personal heads are made on devices; a site trains whole models."
@@ -174,7 +165,9 @@ def train_people(
     everybody is, and says zeros. Raises `ManifestError` where weights run away.
     """
     examples = [examples_of(training.spec, rows) for rows in people]
-    return PersonLevel(training=training, weights=_descend(training, examples, random, start))
+    most = 1 if training.spec.per == "person" else training.spec.most
+    weights = _descend(training, examples, random, start, most)
+    return PersonLevel(training=training, weights=weights)
 
 
 def train_records(
@@ -187,7 +180,7 @@ def train_records(
     """DP-SGD over one person's examples, each by itself. Not to be released: see `RecordLevel`."""
     own = examples_of(training.spec, rows)
     each = [Examples(x=own.x[[place]], y=own.y[[place]]) for place in range(len(own.y))]
-    return RecordLevel(training=training, weights=_descend(training, each, random, start))
+    return RecordLevel(training=training, weights=_descend(training, each, random, start, 1))
 
 
 def provenance(model: PersonLevel, *, study_hash: str, delta: float) -> Provenance:
@@ -208,20 +201,21 @@ def _descend(
     examples: Sequence[Examples],
     random: RandomBits,
     start: _Floats | None,
+    most: int,
 ) -> _Floats:
-    from federated.learning.clipped import Clipper, padded, quicker
+    from federated.learning.clipped import Clipper, padded
 
-    spec, method, source = training.spec, training.method, word_source(random)
-    weights = _start(spec, start)
-    most = 1 if spec.per == "person" else spec.most
-    clipper = Clipper(spec, method=quicker(spec, most) if method is None else method)
-    data = padded(spec, examples)
+    spec, source = training.spec, word_source(random)
+    weights, clipper = _start(spec, start), Clipper(spec)
+    data = padded(spec, examples, most=most)
     scale, decay = _FINENESS / training.clip, spec.work.l2 * decayed(spec)
     mean = np.zeros_like(weights)
     for step in range(training.steps):
-        drawn = data.among(_drawn(len(examples), training.rate, source))
-        clipped = clipper.clipped_sum(weights, drawn, clip=training.clip)
-        total = np.rint(clipped * scale).astype(np.int64)
+        drawn = np.zeros(len(examples), dtype=bool)
+        drawn[_drawn(len(examples), training.rate, source)] = True
+        total = clipper.clipped_sum(
+            weights, data, clip=training.clip, fineness=_FINENESS, drawn=drawn
+        )
         total += sample(len(weights), plan=training.noise, random=random)
         slope = total / scale / training.divisor + decay * weights
         weights = weights - training.step_size * slope

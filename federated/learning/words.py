@@ -207,7 +207,8 @@ def turns_words(turns: Turns) -> str:
     """Who brings something new in a round, and what becomes of it in later ones."""
     factors = ", ".join(map(exact, turns.factors))
     return (
-        f"each person newly brings something once in {turns.gap} rounds; it counts in "
+        f"each person newly brings something once in {turns.gap} rounds, so on average one in "
+        f"{turns.gap} does in a round; it counts in "
         f"{len(turns.factors)} rounds, its own the first, times {factors}. A device or site keeps "
         "it so long, encrypted, and whoever is away on their turn waits for the next"
     )

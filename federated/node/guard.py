@@ -115,6 +115,7 @@ class Foreseen:
     """What a greeting is answered with: how many people would be let in now, at least one."""
 
     question: Question = field(repr=False)
+    query: DeclaredQuery = field(repr=False)
     study_hash: str
     people: int
 
@@ -239,7 +240,9 @@ class Guard:
         if isinstance(found, RefusedError):
             return found
         self._receipts.give_all("counted", contact.told, now=contact.now)
-        return Foreseen(question=parsed, study_hash=signed.study.study_hash, people=len(found[0]))
+        return Foreseen(
+            question=parsed, query=query, study_hash=signed.study.study_hash, people=len(found[0])
+        )
 
     def _decide(
         self, request: bytes | ContactRequest, contact: _Contact, prepare: Prepare

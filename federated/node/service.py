@@ -153,6 +153,7 @@ class NodeService:
         )
         question = foreseen.question
         _verify_run_id(question.run, facts)
+        ports.query(foreseen.query.ask).verify_here()
         memory = enrolment.remembered(ports.store, enrolment.enrolled(ports.store).origin)
         return encode(
             Greeting(
@@ -211,6 +212,7 @@ class NodeService:
         def prepare(request: ContactRequest, study: Study, declared: DeclaredQuery) -> None:
             _verify_run_id(request.run, facts)
             query = ports.query(declared.ask)
+            query.verify_here()
             index = self._index(study, declared, request, query)
             summand.asked, summand.study = query.begin(request.given, index=index), study.id
             plan = round_plan(

@@ -173,17 +173,15 @@ class Store:
         How often is counted for each, so that no round that is under way writes it back.
         """
         with self.database.transaction():
-            count = self.forgets().get(person.number, 0) + 1
+            name = f"{_FORGETS}{person.number}"
+            count = int(self.meta(name) or 0) + 1
             self.database.run("DELETE FROM past WHERE person = ?", [person.number])
-            self.database.run(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                [f"{_FORGETS}{person.number}", str(count)],
-            )
+            self.database.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", [name, str(count)])
 
     def forgets(self) -> Mapping[int, int]:
         """How often each person's past was let go of, by number; nobody whose never was."""
         found = self.database.all(
-            "SELECT name, value FROM meta WHERE name LIKE ?", [f"{_FORGETS}%"]
+            "SELECT name, value FROM meta WHERE name GLOB ?", [f"{_FORGETS}*"]
         )
         return {int(name.removeprefix(_FORGETS)): int(value) for name, value in found}
 

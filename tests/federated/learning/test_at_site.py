@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,11 @@ import pytest
 from federated.accounting import Accountant, compose, compose_by_rdp, cost_of
 from federated.aggregation.bits import SeededBits
 from federated.errors import AccountingError, ManifestError
+from federated.learning import at_site
 from federated.learning.at_site import AtSite
 from federated.learning.clipping import AdaptiveClip
 from federated.learning.declare import declaration_of, learning_from
+from federated.learning.evaluate import EvaluateQuery
 from federated.learning.models import parameters
 from federated.learning.plan import plan_training
 from federated.learning.round_query import SiteRound, TrainQuery
@@ -232,10 +233,53 @@ def test_what_needs_noise_in_the_sum_does_not_go_with_it(other: dict[str, Any]) 
         TrainQuery(**{"spec": SPEC, "at_site": AT_SITE, **other})
 
 
-def test_a_node_without_opacus_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["torch", "opacus"])
+def test_a_node_without_opacus_takes_no_part(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     """It would bring zeros, and its people would have paid for nothing."""
-    monkeypatch.setitem(sys.modules, "federated.learning.clipped", None)
-    with pytest.raises(ManifestError, match="not installed here"):
-        QUERY.begin(QUERY.give(np.zeros(2), clip=1.0))
-    # The coordinator reads sums without it.
+    QUERY.verify_here()
+    network = TrainQuery(spec=replace(SPEC, kind="mlp", hidden=(4,)))
+    judging = EvaluateQuery(spec=network.spec)
+    monkeypatch.setattr(at_site, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(ManifestError, match=missing):
+        QUERY.verify_here()
+    for one in (network, judging):
+        if missing == "torch":
+            with pytest.raises(ManifestError, match="torch"):
+                one.verify_here()
+        else:
+            one.verify_here()
+    # Others need neither, and the coordinator reads sums without.
+    TrainQuery(spec=SPEC).verify_here()
     assert QUERY.at(np.zeros(2)).dimension == parameters(SPEC)
+
+
+# --- Beside other questions -----------------------------------------------------------------------
+
+
+def test_a_gaussian_question_beside_it_composes_where_noise_alone_has_no_bound() -> None:
+    """Unsampled, the training's ε is so large that the other's closeness would take all of δ."""
+    training = plan_training(QUERY, epsilon=4.0, delta=1e-5, people=200).cost
+    unsampled = cost_of(training.noise, training.sensitivity, delta=1e-5).epsilon
+    noise = NoisePlan(mechanism="discrete_gaussian", scale=20.0)
+    closeness = 2e-5 * math.exp(-unsampled)
+    plain = cost_of(noise, Sensitivity(l1=3.0, l2=2.0), delta=1e-5, closeness=closeness)
+    with pytest.raises(AccountingError):
+        compose([replace(training, epsilon=math.inf), plain], delta=2e-5)
+    assert compose([training, plain], delta=2e-5) == pytest.approx(training.epsilon + plain.epsilon)
+    with pytest.raises(AccountingError):
+        compose([training, plain], delta=1.5e-5)
+    # What says less of itself than its own noise does is not believed.
+    with pytest.raises(AccountingError):
+        compose([training, replace(plain, epsilon=plain.epsilon / 2)], delta=2e-5)
+
+
+def test_its_price_is_of_the_sensitivity_that_it_declares() -> None:
+    """To the last bit: else a study would be taken for one that asked again."""
+    for rounds in (1, 3, 7, 10):
+        for steps in (1, 20, 33):
+            query = TrainQuery(
+                spec=replace(SPEC, rounds=rounds), at_site=replace(AT_SITE, steps=steps)
+            )
+            noise = AT_SITE.noise_for(SPEC, 2.0)
+            priced = query.price(noise, delta=1e-5, closeness=0.0).sensitivity
+            assert priced == query.sensitivity

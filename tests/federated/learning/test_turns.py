@@ -31,7 +31,8 @@ from federated.learning.spec import Feature, Label, TrainSpec
 from federated.learning.strategies import Correlated, LostInNoise, start
 from federated.learning.turns import Turns
 from federated.learning.words import training_lines
-from federated.model import Carried, PersonRows
+from federated.model import Carried, PersonRows, Whole
+from tests.federated.analytics.samples import QUERIES
 
 SPEC = TrainSpec(
     name="mood",
@@ -127,6 +128,9 @@ def test_a_training_by_turns_is_carried_and_others_are_not() -> None:
     plain = TrainQuery(spec=SPEC).at(np.zeros(2), index=3)
     assert not isinstance(plain, Carried)
     assert type(plain) is TrainRound
+    for query in QUERIES:
+        asked = query.begin(b"")
+        assert not isinstance(asked, Carried | Whole)
 
 
 def test_without_noise_decoding_gives_what_people_newly_brought() -> None:
