@@ -151,14 +151,15 @@ class Clipper:
         exact = np.zeros(self._net.size, dtype=np.int64)
         inexact = np.zeros(self._net.size)
         for start in range(0, people.people, CHUNK):
-            mask = np.zeros(CHUNK, dtype=bool)
+            mask = np.zeros(CHUNK)
             mask[: len(chosen[start : start + CHUNK])] = chosen[start : start + CHUNK]
             if not mask.any():
                 continue
             losses = self._losses(people.chunk(start))
             if self._method == "hooks":
-                each = self._by_hooks(losses, clip) * (fineness / clip)
-                exact += np.rint(each.numpy()).astype(np.int64)[mask].sum(axis=0)
+                each = self._by_hooks(losses, clip).mul_(fineness / clip).round_()
+                # Whole numbers, so few that doubles hold every sum of them.
+                exact += (torch.from_numpy(mask) @ each).numpy().astype(np.int64)
             else:
                 inexact += self._by_ghost(losses, clip, torch.from_numpy(mask)).numpy()
         return exact + np.rint(inexact * (fineness / clip)).astype(np.int64)
@@ -188,14 +189,10 @@ class Clipper:
         torch.autograd.backward(losses.sum())
         parts_: list[Tensor] = [vars(tensor)["grad_sample"] for tensor in self._net.tensors]
         each = torch.cat([one.detach().flatten(1) for one in parts_], dim=1)
-        # Scaled first, so that squares of huge numbers do not overflow.
-        largest = each.abs().amax(dim=1)
-        usable = torch.isfinite(largest) & (largest > 0)
-        scale = torch.where(usable, largest, torch.ones_like(largest))
-        each = torch.where(usable[:, None], each / scale[:, None], torch.zeros_like(each))
         norms = each.norm(dim=1)
-        factors = torch.where(usable, torch.minimum(scale, clip * _LESS / norms), scale)
-        return each * factors[:, None]
+        # What overflows is no number that could be clipped, either.
+        each[~torch.isfinite(norms)] = 0.0
+        return each.mul_(_factors(norms, clip)[:, None])
 
 
 class _Net(nn.Module):
@@ -255,4 +252,5 @@ class _Net(nn.Module):
 
 
 def _factors(norms: Tensor, clip: float) -> Tensor:
-    return torch.clamp(clip * _LESS / norms, max=1.0)
+    """At most 1, and 1 where there is nothing to clip or no number."""
+    return torch.nan_to_num(torch.clamp(clip * _LESS / norms, max=1.0), nan=1.0)
