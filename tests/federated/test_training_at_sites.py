@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from federated.errors import CohortError
+from federated.errors import CohortError, ManifestError
 from federated.learning.at_site import AtSite
 from federated.learning.round_query import TrainQuery
 from federated.manifest import Study
-from federated.model import NoisePlan
+from federated.model import NoisePlan, Query
 from federated.node.receipts import Receipts
 from federated.questions import declared_question
 from tests.federated.runs import RUN, gone
@@ -98,3 +99,31 @@ def test_it_goes_on_where_it_was_and_loses_a_node(tmp_path: Path, at: int, lost:
         for name in world.nodes:
             for costs in paid(world, name):
                 assert [one for one in costs if one is not None] == [trained.cost]
+
+
+@dataclass
+class Lacking:
+    """A question on a machine without Opacus."""
+
+    query: TrainQuery
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.query, name)
+
+    def verify_here(self) -> None:
+        raise ManifestError("not installed here")
+
+
+def test_a_node_that_cannot_is_not_counted_and_nobody_pays_for_it(tmp_path: Path) -> None:
+    with training_world(tmp_path, AT_SITES) as world:
+        service = world.nodes["node-5"].service
+
+        def query(ask: str) -> Query:
+            found = declared_question(ask)
+            return Lacking(found) if isinstance(found, TrainQuery) else found  # type: ignore[return-value]
+
+        service._ports = replace(service._ports, query=query)
+        trained = train(world, tmp_path)
+        assert (trained.summed, trained.nodes, trained.people) == (ROUNDS, 4, 4 * PEOPLE)
+        assert all(costs == () for costs in paid(world, "node-5"))
+        assert world.ledger.balance("device:node-5").releases == 0
