@@ -30,7 +30,7 @@ from federated.learning.evaluate import EvaluateQuery, Subgroup
 from federated.learning.factorisation import MAX_BANDS, optimised
 from federated.learning.models import parameters
 from federated.learning.norms import UpdateNorms
-from federated.learning.round_query import TrainQuery
+from federated.learning.round_query import DEFAULT_CANARIES, TrainQuery
 from federated.learning.spec import Feature, Label, PersonalHead, TrainSpec, Work
 from federated.learning.strategies import FedAvg, FedAvgM, LostInNoise
 from federated.learning.turns import Turns
@@ -96,10 +96,11 @@ def declaration_of(query: TrainQuery | EvaluateQuery | UpdateNorms) -> dict[str,
 def complete(asks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A draft's declarations, with what each evaluation leaves to the training that it is `of`.
 
-    And with the factors of trainings by turns. Raises `ManifestError` for an evaluation of no
+    And with the factors of trainings by turns, and canaries for those that say nothing of an audit:
+    a study that wants none says `canaries = 0`. Raises `ManifestError` for an evaluation of no
     training of this study, or of another model.
     """
-    asks = [_with_factors(ask) for ask in asks]
+    asks = [_with_canaries(_with_factors(ask)) for ask in asks]
     trainings = {
         ask["name"]: ask for ask in asks if ask.get("kind") == TRAIN and _is_name(ask.get("name"))
     }
@@ -137,6 +138,12 @@ def _with_factors(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     momentum = query.strategy.momentum if isinstance(query.strategy, FedAvgM) else 0.0
     found = optimised(min(bands, query.rounds), query.participation, momentum=momentum)
     return {**ask, "turns": {**given, "factors": list(found.coefficients)}}
+
+
+def _with_canaries(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    if ask.get("kind") != TRAIN or "canaries" in ask or "at_site" in ask:
+        return ask
+    return {**ask, "canaries": DEFAULT_CANARIES}
 
 
 def _without(ask: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -280,6 +287,9 @@ def _parts(query: TrainQuery) -> dict[str, Any]:
     """What a training declares beside its specification."""
     own = _without_defaults(query)
     del own["spec"]
+    if query.at_site is None:
+        # None is said, too: where nothing is said, a draft gets some.
+        own["canaries"] = query.canaries
     if "strategy" in own:
         kind = next(name for name, cls in _STRATEGIES.items() if type(query.strategy) is cls)
         own["strategy"] = {"kind": kind, **_without_defaults(query.strategy)}

@@ -55,6 +55,8 @@ from federated.model import (
 
 MIN_CANARIES: Final = 20
 MAX_CANARIES: Final = 8192
+#: What a study has that says nothing: enough to refute claims of ε up to 4 (DESIGN.md).
+DEFAULT_CANARIES: Final = 1000
 #: Numbers that a person's device keeps of earlier rounds: 256 KiB; a site keeps them of each.
 _MOST_CARRIED: Final = 32_768
 _PLAIN: Final = FedAvg()

@@ -194,7 +194,7 @@ def test_a_run_says_what_an_audit_found_before_anything_is_released(tmp_path: Pa
 
 
 def test_a_model_that_was_not_audited_says_so(tmp_path: Path) -> None:
-    of = training_study({"canaries = 200\n": ""})
+    of = training_study({"canaries = 200\n": "canaries = 0\n"})
     document, _ = make_trained(tmp_path, of, with_model={"audit": None, "noise": None})
     assert "    its noise was not audited" in list(answer_lines(document))
 

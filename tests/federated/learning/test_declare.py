@@ -165,7 +165,10 @@ def test_an_evaluation_is_read_back_with_all_that_it_asks_by(query: EvaluateQuer
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_what_is_left_out_is_as_the_specification_has_it(spec: TrainSpec) -> None:
     declared = declaration_of(TrainQuery(spec=spec))
-    assert not declared.keys() & {"clip", "scale", "strategy", "adaptive", "canaries", "stop"}
+    assert not declared.keys() & {"clip", "scale", "strategy", "adaptive", "stop"}
+    # No audit is said: a draft that says nothing gets one.
+    assert declared["canaries"] == 0
+    assert complete([declared]) == [declared]
     assert read(declared) == TrainQuery(spec=spec)
 
 
@@ -329,13 +332,23 @@ def test_a_draft_that_only_says_of_gets_the_trainings_examples_and_model() -> No
     short = {"kind": "evaluate", "name": "how-good", "of": "low-mood", "bins": 4}
     count = {"kind": "count", "name": "c", "column": "mood", "at_least": 1}
     whole = complete([training, short, count])
-    assert whole[0] == training
+    assert whole[0] == {**training, "canaries": 1000}
     assert whole[2] == count
     assert "rounds" not in whole[1]
     queries = [learning_from(ask) for ask in whole[:2]]
     assert queries[1].spec.personal == PersonalHead(steps=2)
     assert queries[1].spec.held_out == 0.3
     verify_pairs(queries)
+
+
+def test_a_training_is_audited_unless_its_draft_says_otherwise() -> None:
+    for said, canaries in (({}, 1000), ({"canaries": 0}, 0), ({"canaries": 50}, 50)):
+        query = learning_from(complete([{**TRAIN, **said}])[0])
+        assert isinstance(query, TrainQuery)
+        assert query.canaries == canaries
+    # Where sites add the noise no canary would find any.
+    site = complete([{**TRAIN, "at_site": {"rate": 0.5, "steps": 2}}])[0]
+    assert "canaries" not in site
 
 
 def test_a_draft_that_judges_no_training_of_its_own_is_refused() -> None:

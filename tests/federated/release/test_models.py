@@ -150,7 +150,7 @@ def test_refuses_an_unaudited_model_of_an_audited_training(tmp_path: Path) -> No
 
 
 def test_a_training_without_canaries_has_no_audit(tmp_path: Path) -> None:
-    of = training_study({"canaries = 200\n": ""})
+    of = training_study({"canaries = 200\n": "canaries = 0\n"})
     document, believed = make_trained(tmp_path, of, with_model={"audit": None, "noise": None})
     check(document, believed)
     assert document["models"][0]["audit"] is None
