@@ -163,6 +163,10 @@ def _stated(costs: Sequence[PrivacyCost], delta: float) -> float:
     Sampling makes a release cheaper by itself than its noise and sensitivity say. What carries
     noise that others share is held against its own figures first.
     """
+    if not all(math.isfinite(cost.epsilon) and cost.epsilon >= 0 for cost in costs):
+        return math.inf
+    if not all(0 <= cost.delta < 1 for cost in costs):
+        return math.inf
     if math.fsum(cost.delta for cost in costs) > delta:
         return math.inf
     for cost in costs:
@@ -245,6 +249,9 @@ def _added_up(costs: Sequence[PrivacyCost], delta: float) -> float:
     """Basic composition, which holds even where each cost was chosen by earlier answers."""
     for cost in costs:
         _check_release(cost.noise, cost.sensitivity)
+        _check_probability("delta", cost.delta)
+        if not cost.epsilon >= 0:
+            raise AccountingError(f"A cost's ε is 0 or more, not {cost.epsilon}.")
     spent = math.fsum(cost.delta for cost in costs)
     if spent > delta:
         raise AccountingError(

@@ -73,7 +73,8 @@ class Padded:
 
     def chunk(self, start: int) -> Padded:
         """`CHUNK` people from a place on, nobody in the places beyond the last."""
-        cut = [one[start : start + CHUNK] for one in (self.x, self.y, self.share)]
+        # Copied to where the library aligns it: how rows are rounded could depend on that, too.
+        cut = [one[start : start + CHUNK].clone() for one in (self.x, self.y, self.share)]
         lacking = CHUNK - len(cut[0])
         if lacking:
             cut = [torch.cat([one, one.new_zeros((lacking, *one.shape[1:]))]) for one in cut]

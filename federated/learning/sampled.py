@@ -3,7 +3,7 @@
 In each step everybody is in it with probability `rate`, independently, and the sum of those who are
 carries discrete Gaussian noise of `multiplier` times its l2. Unit: what is sampled. Adjacency:
 zero-out. The number that sums are divided by is fixed beforehand; so zeros for somebody and their
-absence are the same sum, and zero-out is add/remove here, with the same sensitivity.
+not being drawn are the same sum, and zero-out is add/remove here, with the same sensitivity.
 
 The bound holds for the noise that is really added, which is discrete, in any dimension:
 

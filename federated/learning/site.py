@@ -42,7 +42,8 @@ _FINENESS: Final = 2.0**24
 #: By how much more than the clip a person may move a step's integers, beside what rounding does.
 #: None is known: rounding itself moves them by √d/2 at most, and √d is counted.
 _FLOATS: Final = 2.0**-16
-#: Where a weight is larger, training stops. It keeps every sum and product a finite number.
+_SMALLEST_CLIP: Final = 2.0**-64
+#: Where a weight is larger, training stops. A gradient may be no number even below it (`clipped`).
 LARGEST_WEIGHT: Final = 1024.0
 _MOST_STEPS: Final = 100_000
 _SEED: Final = b"site"
@@ -70,7 +71,12 @@ class SiteTraining:
 
     def __post_init__(self) -> None:
         """Raises `ManifestError` for what cannot be done, `AccountingError` for what has no ε."""
-        numbers = (("clip", self.clip), ("divisor", self.divisor), ("step_size", self.step_size))
+        if not _SMALLEST_CLIP <= self.clip <= 1 / _SMALLEST_CLIP:
+            # Squares of much smaller gradients vanish, and with them the norm that bounds a person.
+            raise ManifestError(
+                f"{self.spec.name}: `clip` must be from 2^-64 to 2^64, not {self.clip}."
+            )
+        numbers = (("divisor", self.divisor), ("step_size", self.step_size))
         for name, value in numbers:
             if not (math.isfinite(value) and value > 0):
                 raise ManifestError(
@@ -164,7 +170,7 @@ def train_people(
     A step in which nobody is drawn adds noise like any other. Who has no example is drawn as
     everybody is, and says zeros. Raises `ManifestError` where weights run away.
     """
-    examples = [examples_of(training.spec, rows) for rows in people]
+    examples = [_examples(training.spec, rows) for rows in people]
     most = 1 if training.spec.per == "person" else training.spec.most
     weights = _descend(training, examples, random, start, most)
     return PersonLevel(training=training, weights=weights)
@@ -194,6 +200,18 @@ def provenance(model: PersonLevel, *, study_hash: str, delta: float) -> Provenan
             "person, or nothing that is known): train with `train_people`."
         )
     return Provenance(study_hash=study_hash, epsilon=model.epsilon(delta=delta), delta=delta)
+
+
+def _examples(spec: TrainSpec, rows: PersonRows) -> Examples:
+    """A person's examples; none where their rows are not what rows must be.
+
+    Whatever one person's rows raise must not become everybody's answer.
+    """
+    try:
+        return examples_of(spec, rows)
+    except Exception:  # noqa: BLE001 - of whatever kind
+        inner = (spec.steps, spec.inputs) if spec.kind == "gru" else (spec.inputs,)
+        return Examples(x=np.zeros((0, *inner)), y=np.zeros(0))
 
 
 def _descend(

@@ -268,6 +268,15 @@ def test_a_gaussian_question_beside_it_composes_where_noise_alone_has_no_bound()
     assert compose([training, plain], delta=2e-5) == pytest.approx(training.epsilon + plain.epsilon)
     with pytest.raises(AccountingError):
         compose([training, plain], delta=1.5e-5)
+    # What is no cost is not added, nor does one's δ pay for another's.
+    for wrong in (
+        replace(training, epsilon=-1.0), replace(training, epsilon=math.nan),
+        replace(training, delta=-1e-5), replace(training, delta=1.0),
+    ):  # fmt: skip
+        with pytest.raises(AccountingError):
+            compose([wrong, plain], delta=2e-5)
+        with pytest.raises(AccountingError):
+            Accountant(delta=2e-5, adaptive=True).compose([wrong, plain])
     # What says less of itself than its own noise does is not believed.
     with pytest.raises(AccountingError):
         compose([training, replace(plain, epsilon=plain.epsilon / 2)], delta=2e-5)

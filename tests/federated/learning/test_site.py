@@ -149,6 +149,20 @@ def test_no_person_moves_a_steps_sum_beyond_the_sensitivity(spec: TrainSpec, siz
     assert max(moved) > 0.9 * site._FINENESS
 
 
+def test_rows_that_are_none_make_no_example_and_leave_others_theirs() -> None:
+    """Else one person's rows would make zeros of everybody's answer, without any noise."""
+    everybody = people(12, 1)
+    bad = PersonRows(days=np.arange(3), values={name: np.zeros(2) for name in SPEC.columns})
+    nobody = PersonRows(days=np.empty(0, np.int64), values={})
+    first, second = (
+        train_people(replace(TRAINING, rate=1.0), [one, *everybody], random=bits()).weights
+        for one in (bad, nobody)
+    )
+    with pytest.raises(ValueError, match="shape"):
+        examples_of(SPEC, bad)
+    assert np.array_equal(first, second)
+
+
 def test_the_noise_planned_covers_the_whole_sensitivity() -> None:
     for spec in SPECS:
         training = replace(TRAINING, spec=spec, multiplier=1.3)
@@ -231,6 +245,7 @@ def test_records_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> Non
     ("error", "changes"),
     [
         (ManifestError, {"clip": 0.0}), (ManifestError, {"clip": np.nan}),
+        (ManifestError, {"clip": 1e-165}), (ManifestError, {"clip": 1e300}),
         (ManifestError, {"divisor": 0.0}), (ManifestError, {"divisor": np.inf}),
         (ManifestError, {"step_size": -1.0}), (ManifestError, {"steps": 0}),
         (ManifestError, {"averaged": 21}), (ManifestError, {"averaged": 0}),
