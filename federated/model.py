@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ class PersonRows:
 
     days: NDArray[np.int64] = field(repr=False)
     values: Mapping[str, NDArray[np.float64]] = field(repr=False)
+
+
+#: Somebody of whom nothing is known.
+NO_ROWS: Final = PersonRows(days=np.empty(0, np.int64), values={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +219,11 @@ class Query(Protocol):
     @property
     def gap(self) -> int:
         """In how many rounds a person newly brings something once; 1 where they do in each."""
+        ...
+
+    @property
+    def least_at_node(self) -> int:
+        """For how many people a node must speak to be asked."""
         ...
 
     @property

@@ -295,7 +295,7 @@ class StudyRun:
             except ProtocolError as error:
                 away[node] = f"{GREET}: {error}"
                 _LOG.warning("federated.run.greeting_refused", node=node, **error.diagnostics())
-        small = int(getattr(ports.query(self._study.query(name).ask), "least_at_node", 1))
+        small = ports.query(self._study.query(name).ask).least_at_node
         for node in [one for one, said in greetings.items() if said.people < small]:
             away[node] = f"{GREET}: speaks for fewer than {small} people"
             del greetings[node]
@@ -337,9 +337,10 @@ class StudyRun:
         # Of those who take turns one in `gap` brings something new.
         least *= query.gap
         if people < least:
+            turns = f" (one in {query.gap} brings something in a round)" if query.gap > 1 else ""
             raise CohortError(
-                f"{people} people take part; at least {least} must, so that nobody stands out. "
-                "Nothing is released."
+                f"{people} people take part; at least {least} must{turns}, so that nobody stands "
+                "out. Nothing is released."
             )
 
     def _request(

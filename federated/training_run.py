@@ -280,7 +280,8 @@ class Training:
             payers = self._ports.run.able(query.name)
             if not payers:
                 raise BudgetExhaustedError(
-                    f"No node of the roster has budget left for {query.name}: nobody was asked."
+                    f"No node of the roster has budget left for {query.name}, so nobody was asked: "
+                    "propose a study that asks less, or asks others."
                 )
         asked = query.at(now.state.weights, clip=now.state.clip, index=now.kept.asked)
 

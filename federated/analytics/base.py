@@ -42,8 +42,41 @@ class Asked:
     level: float
 
 
+class OneRelease:
+    """What of a `model.Query` is the same for all that one release of noisy sums answers."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def sensitivity(self) -> Sensitivity:
+        """Of a person's vector."""
+
+    @property
+    def gap(self) -> int:
+        """Everybody brings something."""
+        return 1
+
+    @property
+    def least_at_node(self) -> int:
+        """A node may speak for one person."""
+        return 1
+
+    @property
+    def noised_by_node(self) -> bool:
+        """Sums carry what the nodes add together."""
+        return False
+
+    def verify_here(self) -> None:
+        """Nothing is needed that a node has not."""
+
+    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
+        """One release of `sensitivity`."""
+        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseQuery(ABC):
+class BaseQuery(OneRelease, ABC):
     """A `model.Statistic` made of masses. Subclasses say the masses and the estimates.
 
     `minimum_cohort`: with fewer people there is no answer; never below `SMALLEST_COHORT`.
@@ -112,23 +145,6 @@ class BaseQuery(ABC):
     def rounds(self) -> int:
         """One answers it."""
         return 1
-
-    @property
-    def gap(self) -> int:
-        """Everybody brings something."""
-        return 1
-
-    @property
-    def noised_by_node(self) -> bool:
-        """Sums carry what the nodes add together."""
-        return False
-
-    def verify_here(self) -> None:  # noqa: B027 - for questions that need something
-        """Nothing is needed that a node has not."""
-
-    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
-        """One release of `sensitivity`."""
-        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
 
     def begin(self, given: bytes, *, index: int = 0) -> Contribution:  # noqa: ARG002 - the protocol's
         """Itself: what people add depends on nothing that comes with the round."""

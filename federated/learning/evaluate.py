@@ -19,8 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.accounting import cost_of
-from federated.analytics.base import SMALLEST_COHORT, Asked, BaseQuery, too_few
+from federated.analytics.base import SMALLEST_COHORT, Asked, BaseQuery, OneRelease, too_few
 from federated.analytics.bernstein import Moments, basis
 from federated.analytics.counts import bin_of
 from federated.analytics.layout import FINE, Block, Layout
@@ -36,7 +35,7 @@ from federated.learning.ranking import Ranking, knots
 from federated.learning.round_query import given_numbers
 from federated.learning.spec import MAX_EXAMPLES, Examples, TrainSpec
 from federated.learning.split import is_held_out
-from federated.model import Estimate, NoisePlan, PersonRows, PrivacyCost, Sensitivity
+from federated.model import Estimate, PersonRows, Sensitivity
 
 _MOST_BINS: Final = 128
 _MOST_SUBGROUPS: Final = 6
@@ -88,7 +87,7 @@ class Subgroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateQuery:
+class EvaluateQuery(OneRelease):
     """What is asked of held-out people, whatever the weights: a `model.Query`.
 
     `called` is its name in a study, `spec.name` that of the training whose weights are judged.
@@ -145,24 +144,10 @@ class EvaluateQuery:
         """The question for weights that say nothing: as good as any to plan with."""
         return self.at(np.zeros(parameters(self.spec)))
 
-    @property
-    def gap(self) -> int:
-        """Everybody brings something."""
-        return 1
-
-    @property
-    def noised_by_node(self) -> bool:
-        """Sums carry what the nodes add together."""
-        return False
-
     def verify_here(self) -> None:
         """As `model.Query`: networks need torch."""
         if self.spec.kind in {"mlp", "gru"}:
             verify_torch()
-
-    def price(self, noise: NoisePlan, *, delta: float, closeness: float) -> PrivacyCost:
-        """One release of `sensitivity`."""
-        return cost_of(noise, self.sensitivity, delta=delta, closeness=closeness)
 
     def begin(self, given: bytes, *, index: int = 0) -> EvaluateRound:  # noqa: ARG002 - the protocol's
         """As `model.Query`: `given` are the weights."""

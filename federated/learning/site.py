@@ -32,7 +32,7 @@ from federated.learning.export import Provenance
 from federated.learning.models import decayed, initial, parameters
 from federated.learning.sampled import sampled_epsilon, sampled_multiplier
 from federated.learning.spec import Examples, TrainSpec
-from federated.model import NoisePlan, PersonRows, RandomBits, Sensitivity
+from federated.model import NO_ROWS, NoisePlan, PersonRows, RandomBits, Sensitivity
 
 type Unit = Literal["person", "record"]
 type _Floats = NDArray[np.float64]
@@ -171,8 +171,7 @@ def train_people(
     everybody is, and says zeros. Raises `ManifestError` where weights run away.
     """
     examples = [_examples(training.spec, rows) for rows in people]
-    most = 1 if training.spec.per == "person" else training.spec.most
-    weights = _descend(training, examples, random, start, most)
+    weights = _descend(training, examples, random, start)
     return PersonLevel(training=training, weights=weights)
 
 
@@ -186,7 +185,7 @@ def train_records(
     """DP-SGD over one person's examples, each by itself. Not to be released: see `RecordLevel`."""
     own = examples_of(training.spec, rows)
     each = [Examples(x=own.x[[place]], y=own.y[[place]]) for place in range(len(own.y))]
-    return RecordLevel(training=training, weights=_descend(training, each, random, start, 1))
+    return RecordLevel(training=training, weights=_descend(training, each, random, start, most=1))
 
 
 def provenance(model: PersonLevel, *, study_hash: str, delta: float) -> Provenance:
@@ -210,8 +209,7 @@ def _examples(spec: TrainSpec, rows: PersonRows) -> Examples:
     try:
         return examples_of(spec, rows)
     except Exception:  # noqa: BLE001 - of whatever kind
-        inner = (spec.steps, spec.inputs) if spec.kind == "gru" else (spec.inputs,)
-        return Examples(x=np.zeros((0, *inner)), y=np.zeros(0))
+        return examples_of(spec, NO_ROWS)
 
 
 def _descend(
@@ -219,7 +217,8 @@ def _descend(
     examples: Sequence[Examples],
     random: RandomBits,
     start: _Floats | None,
-    most: int,
+    *,
+    most: int | None = None,
 ) -> _Floats:
     from federated.learning.clipped import Clipper, padded
 

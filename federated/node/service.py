@@ -27,7 +27,7 @@ from federated.aggregation.plan import RoundPlan
 from federated.aggregation.trusted import TrustedClient
 from federated.errors import FederatedError, ProtocolError
 from federated.manifest import ConfigValue, DeclaredQuery, Study
-from federated.model import Carried, Contribution, PersonRows, Query, RandomBits, Whole
+from federated.model import NO_ROWS, Carried, Contribution, PersonRows, Query, RandomBits, Whole
 from federated.node import enrolment
 from federated.node.contact import ContactRequest
 from federated.node.guard import Admission, Guard
@@ -309,10 +309,9 @@ class _Summand:
         total: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """What the node makes of all its people at once; who is not asked is not among them."""
-        tag, nobody = self.ports.store.tag, PersonRows(days=np.empty(0, np.int64), values={})
-        counted = len(admission.people)
+        tag, counted = self.ports.store.tag, len(admission.people)
         rows = [
-            own if asked.asks(study=self.study, tag=tag(person)) else nobody
+            own if asked.asks(study=self.study, tag=tag(person)) else NO_ROWS
             for person, own in people
         ]
         found = self._bounded(

@@ -123,22 +123,7 @@ def _privacy(
     yield "Unit", f"{escape(privacy['unit'])}, {escape(privacy['adjacency'])} adjacency"
     trust = escape(document["trust"]["model"].replace("_", " "))
     if query.at_site is not None:
-        yield (
-            "Mechanism",
-            (
-                f"DP-SGD at each site: {noise_words(cost)} The bounds are of all steps together, "
-                "the noise of each; ε is smaller than they say, since each person is in a step by "
-                "chance, which nobody but the site knows."
-            ),
-        )
-        yield (
-            "Trust",
-            (
-                f"{trust}; each site sees its people's rows and adds the noise itself, and its "
-                "share of the sum is as private as the model without any noise of others"
-            ),
-        )
-        yield "Audit", "None: noise is added inside each site, where no canary is."
+        yield from _at_sites(cost, trust)
         return
     yield (
         "Mechanism",
@@ -180,6 +165,25 @@ def _privacy(
             "draws the canaries and reads the sums"
         ),
     )
+
+
+def _at_sites(cost: Mapping[str, Any], trust: str) -> Iterator[tuple[str, str]]:
+    yield (
+        "Mechanism",
+        (
+            f"DP-SGD at each site: {noise_words(cost)} The bounds are of all steps together, the "
+            "noise of each; ε is smaller than they say, since each person is in a step by chance, "
+            "which nobody but the site knows."
+        ),
+    )
+    yield (
+        "Trust",
+        (
+            f"{trust}; each site sees its people's rows and adds the noise itself, and its share "
+            "of the sum is as private as the model without any noise of others"
+        ),
+    )
+    yield "Audit", "None: noise is added inside each site, where no canary is."
 
 
 def _weights(model: Mapping[str, Any], query: TrainQuery) -> Iterator[str]:

@@ -11,14 +11,13 @@ import pytest
 from federated.errors import CohortError, ManifestError
 from federated.learning.at_site import AtSite
 from federated.learning.round_query import TrainQuery
-from federated.manifest import Study
 from federated.model import NoisePlan, Query
 from federated.node.receipts import Receipts
 from federated.questions import declared_question
 from tests.federated.runs import RUN, gone
 from tests.federated.test_training_run import Stopped, Stopping, paid
 from tests.federated.test_training_run import files as _files
-from tests.federated.trainings import PEOPLE, judged, train, training_world
+from tests.federated.trainings import PEOPLE, judged, query_of, train, training_world
 
 ROUNDS = 3
 AT_SITES = {
@@ -26,12 +25,6 @@ AT_SITES = {
     "canaries = 200\n": "",
     "work = { epochs = 4, rate = 2.0 }": "work = { rate = 2.0 }",
 }
-
-
-def query_of(study: Study) -> TrainQuery:
-    found = declared_question(study.query("mood").ask)
-    assert isinstance(found, TrainQuery)
-    return found
 
 
 def test_a_model_is_trained_at_sites_paid_once_and_judged(tmp_path: Path) -> None:

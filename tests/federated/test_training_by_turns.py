@@ -43,16 +43,17 @@ from tests.federated.node.tables import fill
 from tests.federated.runs import RUN, World, gone
 from tests.federated.studies import ORIGIN
 from tests.federated.test_training_run import Stopped, Stopping, paid
-from tests.federated.trainings import PEOPLE, judged, people_of, train, training_world
+from tests.federated.trainings import (
+    PEOPLE,
+    judged,
+    people_of,
+    query_of,
+    train,
+    training_world,
+)
 
 ROUNDS, GAP, BANDS = 8, 2, 4
 BY_TURNS = {"rounds = 6": f"rounds = {ROUNDS}\nturns = {{ gap = {GAP}, bands = {BANDS} }}"}
-
-
-def query_of(study: Study) -> TrainQuery:
-    found = declared_question(study.query("mood").ask)
-    assert isinstance(found, TrainQuery)
-    return found
 
 
 def kept_by(store: Store, study: Study) -> dict[str, set[int]]:

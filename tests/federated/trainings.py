@@ -12,9 +12,11 @@ import numpy as np
 from federated.code_hash import installed_code_hash
 from federated.conduct import Conduct, numbers_of
 from federated.draft import parse_draft
+from federated.learning.round_query import TrainQuery
 from federated.manifest import Study
 from federated.node.budget import Budget, Cap
 from federated.planning import plan_study
+from federated.questions import declared_question
 from federated.study_run import RoundOutcome, StudyRun
 from federated.training_files import TrainingFiles
 from federated.training_run import Checkpoints, TrainedOutcome
@@ -73,6 +75,13 @@ def study(roster: str, changes: Mapping[str, str] | None = None) -> Study:
         code_hash=installed_code_hash(),
         nodes=NODES,
     ).study
+
+
+def query_of(of: Study) -> TrainQuery:
+    """The training of a study."""
+    found = declared_question(of.query("mood").ask)
+    assert isinstance(found, TrainQuery)
+    return found
 
 
 def people_of(node: str) -> Mapping[str, Mapping[str, list[float]]]:
