@@ -66,6 +66,8 @@ def _sign_in(page: Page, base_url: str, password: str) -> None:
 def _use(page: Page, base_url: str, seen: list[str]) -> None:
     name = f"Sleep {uuid.uuid4().hex[:8]}"
     page.goto(f"{base_url}/en/facility/#/classes")
+    # What the page still fetches when it is shown redraws it, and takes an open dialog away.
+    page.wait_for_load_state("networkidle")
     page.get_by_role("button", name="New class").click()
     page.get_by_label("Class name").fill(name)
     page.get_by_role("button", name="Save").click()
